@@ -1,0 +1,1 @@
+"""Wavelet scattering kernels: arrays in, arrays out."""
