@@ -16,6 +16,10 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def to_yaml(self) -> str:
+        """Return the YAML text that reads back as an equal record."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
 
 M = TypeVar("M", bound=Model)
 
@@ -28,14 +32,20 @@ class Spec(Model):
     """
 
     transform: Annotated[Literal["scattering2d"], Field(description="which scattering transform")] = "scattering2d"
-    J: Annotated[int, Field(ge=1, le=12, description="log2 of the largest scale in pixels; the output stride is 2^J")] = 3
+    J: Annotated[
+        int, Field(ge=1, le=12, description="log2 of the largest scale in pixels; the output stride is 2^J")
+    ] = 3
     L: Annotated[int, Field(ge=1, le=64, description="number of orientations in [0°, 180°)")] = 8
     max_order: Annotated[int, Field(ge=0, le=6, description="largest scattering order")] = 2
     padding: Annotated[
         Literal["minimal", "support", "kymatio"],
-        Field(description="border: `minimal` for small samples, `support` for fields, `kymatio` for the peer's numbers"),
+        Field(
+            description="border: `minimal` for small samples, `support` for fields, `kymatio` for the peer's numbers"
+        ),
     ] = "minimal"
-    dtype: Annotated[Literal["float32", "float64"], Field(description="precision of the arithmetic and of the cube")] = "float32"
+    dtype: Annotated[
+        Literal["float32", "float64"], Field(description="precision of the arithmetic and of the cube")
+    ] = "float32"
 
     @property
     def digest(self) -> str:

@@ -1,0 +1,359 @@
+"""The door to Dask, and the only loop of the project: run the keys of a stage, here or on a cluster.
+
+``run(stage, keys)`` without a client is the serial loop, the reference for the other. With a client, keys travel in
+groups through a bounded window, so that the scheduler's memory stays flat however many keys there are. Steps are
+idempotent, because a key may run more than once: a worker can die after it wrote and before it said so.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from pydantic import Field, field_validator
+
+from scattercube.pipeline.errors import ChunkError, PlanError, ScattercubeError, SpecError
+from scattercube.pipeline.plan import ChunkKey
+from scattercube.pipeline.spec import Model, load_yaml, parse
+from scattercube.pipeline.store import Store
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from distributed import Client, Future
+
+ATTEMPTS = 3
+TASK_SECONDS = 2.0  # a Dask task holds as many keys as take about this long
+WINDOW = 3  # tasks in flight per worker thread
+LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # trying again changes nothing
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What one key cost. One line of the journal.
+
+    Attributes
+    ----------
+    key, digest
+        Which shard, and the digest of its numbers.
+    read_s, compute_s, write_s
+        Seconds in each part of the step.
+    nbytes_in, nbytes_out, n_samples
+        How much went through, uncompressed.
+    bad
+        Quarantined records: sample_id, source, reason, message.
+    peak_nbytes
+        The largest memory that the worker's process has had so far.
+    """
+
+    key: str
+    digest: str
+    read_s: float
+    compute_s: float
+    write_s: float
+    nbytes_in: int
+    nbytes_out: int
+    n_samples: int
+    bad: tuple[dict[str, str], ...] = ()
+    stage: str = ""
+    attempt: int = 1
+    worker: str = ""
+    started: float = 0.0
+    peak_nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline: every stage has this shape.
+
+    Attributes
+    ----------
+    name
+        ``ingest`` or ``extract``.
+    store
+        Where the step writes.
+    template
+        Makes the lazy Dataset that describes the store.
+    keys
+        All keys, in order.
+    step
+        Runs one key and writes its shard; idempotent, and picklable with its parameters inside.
+    """
+
+    name: str
+    store: Store
+    template: "Callable[[], xr.Dataset]"
+    keys: tuple[ChunkKey, ...]
+    step: Callable[[ChunkKey], StepEvent]
+
+
+class Observer(Protocol):
+    """Whoever wants to see the work go by: a progress bar, an artifact, a test."""
+
+    def begin(self, stage: str, n_keys: int, n_done: int) -> None:
+        """Say that a stage starts, with ``n_done`` of ``n_keys`` finished by an earlier run."""
+
+    def step(self, event: StepEvent) -> None:
+        """Say that a key is finished and in the journal."""
+
+
+@dataclass
+class Silence:
+    """The observer of a run that nobody watches."""
+
+    def begin(self, stage: str, n_keys: int, n_done: int) -> None:
+        """Ignore it."""
+
+    def step(self, event: StepEvent) -> None:
+        """Ignore it."""
+
+
+def run(
+    stage: Stage, keys: Sequence[ChunkKey], client: "Client | None" = None, observer: Observer | None = None
+) -> int:
+    """Run those of the given keys that the journal does not have, and journal each; return how many.
+
+    Raises
+    ------
+    ChunkError
+        A key failed. What was finished, in flight included, is in the journal, and the same call goes on from there.
+    """
+    watch = observer or Silence()
+    missing = stage.store.missing(keys)
+    finished = _serial(stage, missing) if client is None else _distributed(stage, missing, client)
+    count = 0
+    for event in finished:
+        stage.store.record(asdict(event))
+        watch.step(event)
+        count += 1
+    return count
+
+
+def attempt(name: str, step: Callable[[ChunkKey], StepEvent], key: ChunkKey) -> StepEvent:
+    """Run one step, up to three times where the reason may pass; one BLAS thread, because parallelism is over keys."""
+    from threadpoolctl import threadpool_limits
+
+    started = time.time()
+    for number in range(1, ATTEMPTS + 1):
+        try:
+            with threadpool_limits(1):
+                event = step(key)
+            return replace(
+                event,
+                stage=name,
+                attempt=number,
+                started=started,
+                worker=f"pid {os.getpid()}",
+                peak_nbytes=peak_nbytes(),
+            )
+        except OSError as failure:
+            if number == ATTEMPTS or _lasting(failure):
+                raise ChunkError(f"{name} {key}: {failure}") from failure
+            time.sleep(0.2 * 4**number)
+        except ScattercubeError as failure:
+            raise ChunkError(f"{name} {key}: {failure}") from failure
+        except Exception as failure:
+            raise ChunkError(f"{name} {key}: {type(failure).__name__}: {failure}") from failure
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def peak_nbytes() -> int:
+    """Return the largest resident memory that this process has had."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _lasting(failure: BaseException | None) -> bool:
+    while failure is not None:
+        if isinstance(failure, OSError) and failure.errno in LASTING:
+            return True
+        failure = failure.__cause__
+    return False
+
+
+def _serial(stage: Stage, keys: Sequence[ChunkKey]) -> Iterator[StepEvent]:
+    for key in keys:
+        yield attempt(stage.name, stage.step, key)
+
+
+def _attempt_group(
+    name: str, step: Callable[[ChunkKey], StepEvent], group: tuple[ChunkKey, ...]
+) -> tuple[list[StepEvent], ChunkError | None]:
+    """Run a group on a worker. A failure comes back as a value, so that the keys before it are not lost."""
+    done: list[StepEvent] = []
+    for key in group:
+        try:
+            done.append(attempt(name, step, key))
+        except ChunkError as failure:
+            return done, failure
+    return done, None
+
+
+@dataclass
+class _Window:
+    """The keys that wait, and the groups in flight."""
+
+    client: "Client"
+    stage: Stage
+    waiting: deque[ChunkKey]
+    groups: "dict[Future[Any], tuple[ChunkKey, ...]]" = field(default_factory=dict)
+    seconds_per_key: float = TASK_SECONDS
+
+    def submit(self, size: int | None = None) -> "Future[Any]":
+        threads = max(1, sum(self.client.nthreads().values()))
+        fair = max(
+            1, len(self.waiting) // (WINDOW * threads)
+        )  # the last groups are small, so that workers end together
+        wanted = size or min(fair, max(1, round(TASK_SECONDS / max(self.seconds_per_key, 1e-3))))
+        group = tuple(self.waiting.popleft() for _ in range(min(wanted, len(self.waiting))))
+        future = self.client.submit(_attempt_group, self.stage.name, self.stage.step, group, pure=False)
+        self.groups[future] = group
+        return future
+
+
+def _distributed(stage: Stage, keys: Sequence[ChunkKey], client: "Client") -> Iterator[StepEvent]:
+    from distributed import KilledWorker, as_completed
+
+    window = _Window(client, stage, deque(keys))
+    threads = max(1, sum(client.nthreads().values()))
+    stream = as_completed([window.submit(1) for _ in range(min(len(keys), WINDOW * threads))])
+    problem: ChunkError | None = None
+    for future in stream:
+        group = window.groups.pop(future)
+        try:
+            events, failure = future.result()
+        except KilledWorker as death:
+            events, failure = [], None
+            if len(group) == 1:
+                failure = ChunkError(f"{stage.name} {group[0]}: its worker died each time it ran: {death}")
+            else:  # a neighbour may be to blame: each key gets a worker of its own
+                window.waiting.extendleft(group)
+                for _ in group:
+                    stream.add(window.submit(1))
+        yield from events
+        if events:
+            window.seconds_per_key = sum(e.read_s + e.compute_s + e.write_s for e in events) / len(events)
+        problem = problem or failure
+        if problem is None and window.waiting:
+            stream.add(window.submit())
+    if problem is not None:
+        raise problem
+
+
+class Cluster(Model):
+    """Where steps run: a YAML file under ``deploy/clusters``."""
+
+    kind: Annotated[
+        Literal["local", "cuda", "address"],
+        Field(description="`local` processes, `cuda` one worker a GPU, or the `address` of a running scheduler"),
+    ] = "local"
+    workers: Annotated[int | None, Field(ge=1, description="processes; default one a core, or one a GPU")] = None
+    threads: Annotated[int, Field(ge=1, description="keys at a time in one worker")] = 1
+    memory: Annotated[
+        str | None, Field(description="limit of one worker, for example 4GiB; default an equal share")
+    ] = None
+    rmm_pool: Annotated[
+        str | None, Field(description="cuda only: device memory taken at the start, for example 100GiB")
+    ] = None
+    address: Annotated[str | None, Field(description="address only: for example tls://scheduler:8786")] = None
+
+    @field_validator("memory", "rmm_pool")
+    @classmethod
+    def _is_a_size(cls, text: str | None) -> str | None:
+        if text is not None:
+            from dask.utils import parse_bytes
+
+            parse_bytes(text)
+        return text
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where the kernels of a step run."""
+        return "cuda" if self.kind == "cuda" else "cpu"
+
+    @property
+    def n_workers(self) -> int:
+        """Processes of a local cluster."""
+        from dask.system import CPU_COUNT
+
+        return self.workers or int(CPU_COUNT)
+
+    def worker_nbytes(self) -> int | None:
+        """The memory that one worker may use; None where only the far end knows."""
+        from dask.utils import parse_bytes
+        from distributed.system import MEMORY_LIMIT
+
+        if self.memory is not None:
+            return int(parse_bytes(self.memory))
+        return None if self.kind == "address" else int(MEMORY_LIMIT) // self.n_workers
+
+
+def load_cluster(path: Path) -> Cluster:
+    """Read a cluster file. Raises SpecError, naming the field."""
+    cluster = parse(Cluster, load_yaml(path, SpecError), str(path), SpecError)
+    if (cluster.kind == "address") != (cluster.address is not None):
+        raise SpecError(f"{path}: `address` goes with `kind: address`, and only there")
+    return cluster
+
+
+@contextlib.contextmanager
+def connect(cluster: Cluster) -> "Iterator[Client]":
+    """Start or reach a cluster; yield its client, and close what was started, with a time limit.
+
+    Raises
+    ------
+    PlanError
+        A GPU cluster was asked for and this machine cannot have one, or no scheduler answers at the address.
+    """
+    from distributed import Client
+
+    if cluster.kind == "address":
+        try:
+            with Client(cluster.address, timeout=20) as client:
+                yield client
+        except OSError as failure:
+            raise PlanError(
+                f"cluster address {cluster.address}: no Dask scheduler answers there: {failure}"
+            ) from failure
+        return
+    started = _start(cluster)
+    client = Client(started)
+    try:
+        yield client
+    finally:
+        # After a worker's death a cluster may never finish closing; its processes end with ours in any case.
+        with contextlib.suppress(TimeoutError):
+            client.close(timeout=20)
+        with contextlib.suppress(TimeoutError):
+            started.close(timeout=20)
+
+
+def _start(cluster: Cluster) -> Any:
+    options: dict[str, Any] = {
+        "n_workers": cluster.workers if cluster.kind == "cuda" else cluster.n_workers,
+        "threads_per_worker": cluster.threads,
+        "host": "127.0.0.1",
+        "dashboard_address": None,
+    }
+    if cluster.memory is not None:
+        options["memory_limit"] = cluster.memory
+    if cluster.kind == "local":
+        from distributed import LocalCluster
+
+        return LocalCluster(**options)
+    from scattercube.kernels.device import cuda_problem
+
+    problem = cuda_problem()
+    if problem is not None:
+        raise PlanError(f"cluster kind cuda: {problem}")
+    from dask_cuda import LocalCUDACluster
+
+    # Without the external allocator CuPy would keep a pool of its own beside RMM's.
+    return LocalCUDACluster(rmm_pool_size=cluster.rmm_pool, rmm_allocator_external_lib_list="cupy", **options)

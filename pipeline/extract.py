@@ -1,0 +1,67 @@
+"""Second stage: scatter the chunk store into the feature cube, a shard at a time."""
+
+from functools import lru_cache, partial
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from scattercube.pipeline.catalog import Entry
+
+from scattercube.kernels import Scattering2D
+from scattercube.kernels.device import to_device, to_host
+from scattercube.pipeline.execute import Stage, StepEvent
+from scattercube.pipeline.places import Places
+from scattercube.pipeline.plan import ChunkKey, Plan, scattering
+from scattercube.pipeline.spec import Spec
+from scattercube.pipeline.store import OK, Store, open_cube
+
+
+def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Literal["cpu", "cuda"]) -> Stage:
+    """Describe the stage: chunk store in, ``scattering`` and ``status`` out. The chunk store must be published."""
+    from scattercube.pipeline.cube import feature_template  # xarray: not for workers
+
+    chunks, cube = Store(places.chunks), Store(places.cube)
+    shape = (plan.signal_shape[-2], plan.signal_shape[-1])
+    return Stage(
+        name="extract",
+        store=cube,
+        template=lambda: feature_template(open_cube(places.chunks), entry, spec, plan, scattering(spec, shape)),
+        keys=plan.feature_grid.keys,
+        step=partial(_step, chunks, cube, plan, spec, device),
+    )
+
+
+@lru_cache(maxsize=4)
+def _transform(spec: Spec, shape: tuple[int, int]) -> Scattering2D:
+    """Filters are rebuilt once in each worker process: they never travel."""
+    return scattering(spec, shape)
+
+
+def _step(
+    chunks: Store, cube: Store, plan: Plan, spec: Spec, device: Literal["cpu", "cuda"], key: ChunkKey
+) -> StepEvent:
+    """Scatter one shard. Rows whose sample is not ok are NaN."""
+    begin = perf_counter()
+    region = plan.feature_grid.region(key)
+    signal, status = chunks.read("signal", region), chunks.read("status", region)
+    reading = perf_counter()
+    transform = _transform(spec, (plan.signal_shape[-2], plan.signal_shape[-1]))
+    ok = status == OK
+    scattered = to_host(transform(to_device(signal[ok].astype(spec.dtype), device)))
+    if ok.all():
+        features = scattered
+    else:
+        features = np.full((len(signal), *plan.feature_shape[1:]), np.nan, spec.dtype)
+        features[ok] = scattered
+    computing = perf_counter()
+    digest = cube.write(key, {"scattering": features, "status": status})
+    return StepEvent(
+        key=str(key),
+        digest=digest,
+        read_s=reading - begin,
+        compute_s=computing - reading,
+        write_s=perf_counter() - computing,
+        nbytes_in=signal.nbytes,
+        nbytes_out=features.nbytes,
+        n_samples=len(signal),
+    )

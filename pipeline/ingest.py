@@ -1,0 +1,77 @@
+"""First stage: read the records of an archive into the chunk store, a shard at a time."""
+
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from scattercube.pipeline.catalog import Entry
+
+from scattercube.pipeline.errors import RecordError
+from scattercube.pipeline.execute import Stage, StepEvent
+from scattercube.pipeline.places import Places
+from scattercube.pipeline.plan import ChunkKey, Grid, Plan
+from scattercube.pipeline.sources import Listing, read
+from scattercube.pipeline.store import OK, QUARANTINED, Store
+
+READ_COLUMNS = ("member", "item", "y0", "x0")  # what a reader needs to find a record again
+
+
+def stage(places: Places, entry: Entry, data_root: Path, listing: Listing, plan: Plan) -> Stage:
+    """Describe the stage: archive in, ``signal`` and ``status`` out."""
+    from scattercube.pipeline.cube import chunk_template  # xarray: not for workers
+
+    store = Store(places.chunks)
+    columns = tuple(name for name in READ_COLUMNS if name in listing.columns)
+    return Stage(
+        name="ingest",
+        store=store,
+        template=lambda: chunk_template(entry, listing, plan),
+        keys=plan.signal_grid.keys,
+        step=partial(_step, store, plan.signal_grid, listing.shape, listing.dtype, columns, entry, data_root),
+    )
+
+
+def _step(
+    store: Store,
+    grid: Grid,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    columns: tuple[str, ...],
+    entry: Entry,
+    data_root: Path,
+    key: ChunkKey,
+) -> StepEvent:
+    """Read one shard's records. A record that cannot be used is named, marked, and left as zeros under its status."""
+    begin = perf_counter()
+    region = grid.region(key)
+    rows = {name: store.read(name, region) for name in (*columns, "sample_id", "source")}
+    signal = np.zeros((region.stop - region.start, *shape), dtype)
+    status = np.full(len(signal), OK, np.uint8)
+    bad = []
+    for index, sample in enumerate(read(entry, data_root, {name: rows[name] for name in columns})):
+        if isinstance(sample, RecordError):
+            status[index] = QUARANTINED
+            bad.append(
+                {
+                    "sample_id": str(rows["sample_id"][index]),
+                    "source": str(rows["source"][index]),
+                    "reason": sample.reason,
+                    "message": str(sample),
+                }
+            )
+        else:
+            signal[index] = sample
+    reading = perf_counter()
+    digest = store.write(key, {"signal": signal, "status": status})
+    return StepEvent(
+        key=str(key),
+        digest=digest,
+        read_s=reading - begin,
+        compute_s=0.0,
+        write_s=perf_counter() - reading,
+        nbytes_in=signal.nbytes,
+        nbytes_out=signal.nbytes,
+        n_samples=len(signal),
+        bad=tuple(bad),
+    )

@@ -1,0 +1,214 @@
+"""One job from archive to page: plan → ingest → extract → fit → report, resumed where an earlier run stopped.
+
+This is the whole order of work, written once. Who calls the phases is a parameter: ``--direct`` calls them as they are,
+a Prefect flow calls each as a task. Both write the same bytes.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
+
+from pydantic import Field
+from scattercube.pipeline.catalog import Entry, load_entry
+
+from scattercube.pipeline import execute, extract, ingest
+from scattercube.pipeline.errors import SpecError
+from scattercube.pipeline.execute import Cluster, Observer, Silence, Stage, connect, load_cluster
+from scattercube.pipeline.places import Places, local_root
+from scattercube.pipeline.plan import Plan, plan, ranges, refuse_what_cannot_fit
+from scattercube.pipeline.sources import Listing, scan
+from scattercube.pipeline.spec import Model, Spec, digest, load_spec
+from scattercube.pipeline.store import Store, replace_file
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from scattercube.pipeline.fit import FitResult
+
+Phase = Literal["plan", "ingest", "extract", "fit", "report"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+class Options(Model, strict=False):
+    """How a job runs. Plain values, so that a schedule, a command line and a notebook say the same thing."""
+
+    store: Annotated[str, Field(description="folder under which everything is written")] = "store"
+    data: Annotated[str | None, Field(description="folder of the archives; default $SCATTERCUBE_DATA, else ./data")] = (
+        None
+    )
+    spec: Annotated[str | None, Field(description="YAML file with a Spec; default the one the entry suggests")] = None
+    set: Annotated[tuple[str, ...], Field(description="KEY=VALUE change to the Spec, for example J=3; repeatable")] = ()
+    limit: Annotated[int | None, Field(ge=1, description="use only N samples, spread over the archive")] = None
+    cluster: Annotated[str | None, Field(description="YAML file with a cluster; default one local process a core")] = (
+        None
+    )
+    serial: Annotated[bool, Field(description="run every key in this process, without Dask")] = False
+
+
+class Job(Options, strict=False):
+    """What a user asks for: an entry, how to run it, and how far."""
+
+    entry: Annotated[str, Field(description="catalogue name, entry file, or a bare folder, tar, zip or array file")]
+    until: Annotated[Phase, Field(description="the last phase to bring up to date")] = "report"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job with everything resolved and checked, before any work."""
+
+    entry: Entry
+    spec: Spec
+    cluster: Cluster
+    data_root: Path
+    places: Places
+    listing: Listing
+    plan: Plan
+
+
+@dataclass
+class Outcome:
+    """What a run did.
+
+    Attributes
+    ----------
+    phases
+        Seconds and keys of each phase, in order; a phase that had nothing to do has ``n_done`` 0.
+    fitted
+        The scores, or why there are none; None where the run stopped before ``fit``.
+    """
+
+    prepared: Prepared
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    fitted: "FitResult | None" = None
+
+    @property
+    def nothing_new(self) -> bool:
+        """Whether an earlier run had done it all."""
+        return not any(phase["n_done"] for phase in self.phases)
+
+
+class Caller(Protocol):
+    """How a phase, or a range of keys of one, is called: plainly, or as an orchestrator's task."""
+
+    def __call__(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``work(*arguments)``."""
+
+
+def call_plainly(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the work here and now: no orchestrator."""
+    return work(*arguments)
+
+
+def prepare(job: Job) -> Prepared:
+    """Resolve and check everything that can be checked before the work: entry, Spec, archive, plan, room.
+
+    Raises
+    ------
+    EntryError, SpecError, SourceError, PlanError, StoreError
+        Whatever would have stopped the run later.
+    """
+    from scattercube.pipeline.catalog import data_root as find_data_root
+
+    root = local_root(job.store)
+    data_root = find_data_root(job.data)
+    entry = load_entry(job.entry, data_root)
+    if job.limit is not None:
+        entry = entry.prune(job.limit)
+    spec = (load_spec(Path(job.spec)) if job.spec else entry.spec).override(list(job.set))
+    cluster = load_cluster(Path(job.cluster)) if job.cluster else Cluster()
+    if job.serial and job.cluster:
+        raise SpecError(f"--serial and --cluster {job.cluster}: choose one")
+    listing = scan(entry, data_root)
+    planned = plan(spec, len(listing.columns["sample_id"]), listing.shape, listing.dtype)
+    refuse_what_cannot_fit(planned, root, None if job.serial else cluster.worker_nbytes())
+    return Prepared(entry, spec, cluster, data_root, Places(root, entry.name, spec.digest), listing, planned)
+
+
+def run(job: Job, call: Caller = call_plainly, observer: Observer | None = None) -> Outcome:
+    """Bring every phase up to ``job.until`` up to date, and say what was done."""
+    from scattercube.pipeline import fit, report
+
+    watch = observer or Silence()
+    begin, started = time.perf_counter(), datetime.now(UTC)
+    prepared = call("plan", prepare, job)
+    outcome = Outcome(prepared)
+    outcome.phases.append({"name": "plan", "wall_s": time.perf_counter() - begin, "n_keys": 0, "n_done": 0})
+    places, reached = prepared.places, PHASES.index(job.until)
+    with ExitStack() as held:
+        # No cluster starts when nothing is missing.
+        client: Client | None = None
+        for make in _stages(prepared)[:reached]:
+            begin, stage = time.perf_counter(), make()
+            stage.store.create(stage.template())
+            replace_file(places.entry_file, prepared.entry.to_yaml().encode())
+            missing = stage.store.missing(stage.keys)
+            watch.begin(stage.name, len(stage.keys), len(stage.keys) - len(missing))
+            if missing and client is None and not job.serial:
+                client = held.enter_context(connect(prepared.cluster))
+            for part in ranges(missing):
+                call(f"{stage.name} {part[0]}–{part[-1]}", execute.run, stage, part, client, watch)
+            if missing or not stage.store.published:
+                stage.store.publish()
+            outcome.phases.append(_phase(stage.name, begin, len(stage.keys), len(missing)))
+    if reached >= PHASES.index("fit"):
+        begin = time.perf_counter()
+        inputs = digest([Store(places.cube).attributes(), [e["digest"] for e in Store(places.cube).events()]])
+        outcome.fitted = call("fit", fit.fit, places, prepared.entry.fit, inputs)
+        outcome.phases.append(_phase("fit", begin, 1, int(outcome.fitted.fresh)))
+    if reached >= PHASES.index("report") and (not outcome.nothing_new or not places.page.exists()):
+        begin = time.perf_counter()
+        places.page.parent.mkdir(parents=True, exist_ok=True)
+        record = _record(job, outcome, started)
+        replace_file(places.run_file, record.encode())
+        call("report", report.report, places)
+        outcome.phases.append(_phase("report", begin, 1, 1))
+    return outcome
+
+
+def _stages(prepared: Prepared) -> tuple[Callable[[], Stage], ...]:
+    """The two keyed stages, made when their turn comes: the second reads what the first published."""
+    places, entry, planned = prepared.places, prepared.entry, prepared.plan
+    return (
+        lambda: ingest.stage(places, entry, prepared.data_root, prepared.listing, planned),
+        lambda: extract.stage(places, entry, prepared.spec, planned, prepared.cluster.device),
+    )
+
+
+def _phase(name: str, begin: float, n_keys: int, n_done: int) -> dict[str, Any]:
+    return {"name": name, "wall_s": time.perf_counter() - begin, "n_keys": n_keys, "n_done": n_done}
+
+
+def _record(job: Job, outcome: Outcome, started: datetime) -> str:
+    """Write down what ran, for the report and for whoever wonders years later."""
+    from distributed.system import MEMORY_LIMIT
+
+    from scattercube.pipeline.cube import versions
+
+    prepared = outcome.prepared
+    phases = [phase | {"n_skipped": phase["n_keys"] - phase["n_done"]} for phase in outcome.phases]
+    return json.dumps(
+        {
+            "entry": prepared.entry.name,
+            "spec_digest": prepared.spec.digest,
+            "started": started.isoformat(timespec="seconds"),
+            "job": job.model_dump(mode="json"),
+            "phases": phases,
+            "host": {
+                "cpu": platform.processor() or platform.machine(),
+                "cores": prepared.cluster.n_workers,
+                "memory_nbytes": int(MEMORY_LIMIT),
+                "platform": platform.platform(),
+            },
+            "driver_peak_nbytes": execute.peak_nbytes(),
+            "versions": versions(),
+            "cluster": "serial" if job.serial else prepared.cluster.model_dump_json(exclude_none=True),
+            "log": list(prepared.listing.notes),
+        },
+        indent=1,
+    )

@@ -1,0 +1,60 @@
+"""Where everything of one entry and one Spec lies under the root of a store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scattercube.pipeline.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Places:
+    """The paths of one entry and one Spec.
+
+    Attributes
+    ----------
+    root
+        The folder that holds all entries, ``--store``.
+    entry_name, spec_digest
+        What names the subfolders.
+    """
+
+    root: Path
+    entry_name: str
+    spec_digest: str
+
+    @property
+    def entry_file(self) -> Path:
+        """The resolved catalogue entry, written beside what was made from it."""
+        return self.root / self.entry_name / "entry.yaml"
+
+    @property
+    def chunks(self) -> Path:
+        """The chunk store: the ingested samples, shared by all Specs."""
+        return self.root / self.entry_name / "chunks"
+
+    @property
+    def cube(self) -> Path:
+        """The feature cube of this Spec."""
+        return self.root / self.entry_name / "features" / self.spec_digest
+
+    @property
+    def fit(self) -> Path:
+        """The folder of the fitted heads and their scores."""
+        return self.root / self.entry_name / "results" / self.spec_digest
+
+    @property
+    def page(self) -> Path:
+        """The report."""
+        return self.fit / "report.html"
+
+    @property
+    def run_file(self) -> Path:
+        """What the last run that did any work did: phases, seconds, host, versions."""
+        return self.fit / "run.json"
+
+
+def local_root(store: str) -> Path:
+    """Return the root as an absolute path; raises StoreError for a URL, because stores are local folders so far."""
+    if "://" in store:
+        raise StoreError(f"--store {store}: stores are local folders so far; give a path (a mounted bucket will do)")
+    return Path(store).expanduser().absolute()

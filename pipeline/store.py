@@ -1,0 +1,262 @@
+"""The door to Zarr: one group on a local file system, written shard by shard, published by a single file.
+
+The protocol, in the order in which files appear:
+
+1. ``create`` writes the coordinates and the metadata of every array, but not the group's own ``zarr.json``: until that
+   exists, no reader sees a store. The document waits in the run folder beside the store.
+2. ``write`` puts one whole shard of every variable that is cut along ``sample``. Zarr renames it into place, so it
+   is there or it is not, whatever kills the process.
+3. ``record`` appends one line to the journal, fsynced, *after* the shard is written. What the journal does not name
+   is missing, and is written again: a repeated write gives the same bytes.
+4. ``publish`` puts the group's ``zarr.json`` in place, with the metadata of all arrays inside: the one commit point.
+
+Two writers of one shard would lose each other's chunks without a word: what is not exactly one shard is refused.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from scattercube.pipeline.errors import StoreError
+from scattercube.pipeline.plan import ChunkKey
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ROOT_DOCUMENT = "zarr.json"
+OK, QUARANTINED, ABSENT = 0, 1, 2  # the status of a sample: an unwritten chunk also reads as fill values
+IDENTITY = "identity"  # the attribute that says what a store holds; the same identity is resumed, another is refused
+
+
+@dataclass(frozen=True)
+class Store:
+    """One Zarr v3 group and, beside it, the folder with its journal.
+
+    Attributes
+    ----------
+    path
+        The group: what ``xarray.open_zarr`` opens.
+    """
+
+    path: Path
+
+    @property
+    def run_folder(self) -> Path:
+        """The journal and, before publication, the waiting root document."""
+        return self.path.with_name(self.path.name + ".run")
+
+    @property
+    def journal(self) -> Path:
+        """One JSON object a line, one line a finished key."""
+        return self.run_folder / "journal.jsonl"
+
+    @property
+    def published(self) -> bool:
+        """Whether readers see the store."""
+        return (self.path / ROOT_DOCUMENT).exists()
+
+    def create(self, template: "xr.Dataset") -> None:
+        """Write everything but the numbers: coordinates, array metadata, and the root document, which waits.
+
+        The template's data variables are never read: only their dims, shapes, dtypes, attributes and their encoding
+        (``chunks`` and ``shards``) count. A store that holds the same identity already is left as it is, so that a run
+        resumes.
+
+        Raises
+        ------
+        StoreError
+            The store holds something else, or cannot be written.
+        """
+        held = self._identity()
+        wanted = json.loads(template.attrs[IDENTITY])
+        if held is not None:
+            if held != wanted:
+                raise StoreError(f"{self.path}: holds another cube: {_difference(held, wanted)}; {_REMEDY}")
+            self._sweep()
+            return
+        if self.path.exists():  # a template that was cut off: nothing in it can have been journalled
+            shutil.rmtree(self.path)
+        with self._explained("create"):
+            documents = _documents(template)
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            self.journal.unlink(missing_ok=True)
+            for name, content in documents.items():
+                if name != ROOT_DOCUMENT:
+                    target = self.path / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content)
+            replace_file(self.run_folder / ROOT_DOCUMENT, documents[ROOT_DOCUMENT])
+
+    def write(self, key: ChunkKey, arrays: Mapping[str, np.ndarray]) -> str:
+        """Write one shard of each array and return the digest of the numbers.
+
+        Raises
+        ------
+        StoreError
+            An array is not exactly the shard of ``key``, or the disk refused it.
+        """
+        start = dict(key.offsets)["sample"]
+        content = hashlib.blake2b(digest_size=16)
+        for name, values in arrays.items():
+            array = self._array(name, "r+")
+            shard = (array.shards or array.chunks)[0]
+            expected = (min(shard, array.shape[0] - start), *array.shape[1:])
+            if start % shard or values.shape != expected or values.dtype != array.dtype:
+                raise StoreError(
+                    f"{self.path.name}/{name} {key}: got {values.dtype}{values.shape}; one write is one whole shard, "
+                    f"here {array.dtype}{expected} starting at a multiple of {shard}"
+                )
+            with self._explained(f"write {name} {key}"):
+                array[start : start + len(values)] = values
+            content.update(np.ascontiguousarray(values).data)
+        return content.hexdigest()
+
+    def read(self, name: str, region: slice) -> np.ndarray:
+        """Read some samples of one variable; raises StoreError when it is absent or damaged."""
+        with self._explained(f"read {name} {region.start}:{region.stop}"):
+            values = np.asarray(self._array(name, "r")[region])
+        return values.astype(object) if values.dtype.kind in "TU" else values
+
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Append one finished key to the journal, durably. Only the driver calls this, after the shard is written."""
+        with self._explained("journal"), self.journal.open("ab") as file:
+            file.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the journal, the last word on each key; a torn last line is left out, and cut off the file."""
+        if not self.journal.exists():
+            return []
+        content = self.journal.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            replace_file(self.journal, whole)
+        latest = {event["key"]: event for event in map(json.loads, whole.splitlines())}
+        return list(latest.values())
+
+    def missing(self, keys: Iterable[ChunkKey]) -> tuple[ChunkKey, ...]:
+        """Return the keys that are not in the journal: the whole of "resume"."""
+        done = {event["key"] for event in self.events()}
+        return tuple(key for key in keys if str(key) not in done)
+
+    def publish(self) -> None:
+        """Let readers see the store: put the root document in place, atomically and durably."""
+        with self._explained("publish"):
+            replace_file(self.path / ROOT_DOCUMENT, (self.run_folder / ROOT_DOCUMENT).read_bytes())
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes of the published or waiting root; empty where there is no store."""
+        for document in (self.path / ROOT_DOCUMENT, self.run_folder / ROOT_DOCUMENT):
+            if document.exists():
+                attributes: dict[str, Any] = json.loads(document.read_bytes())["attributes"]
+                return attributes
+        return {}
+
+    def _identity(self) -> Any:
+        text = self.attributes().get(IDENTITY)
+        return None if text is None else json.loads(text)
+
+    def _array(self, name: str, mode: str) -> Any:
+        return zarr.open_array(self.path / name, mode=mode, zarr_format=3)
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left beside its shard."""
+        for orphan in self.path.rglob("*.partial"):
+            orphan.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except OSError as failure:
+            remedy = _REMEDIES.get(failure.errno or 0, "see the message of the operating system")
+            raise StoreError(f"{self.path}: cannot {action}: {failure.strerror or failure}; {remedy}") from failure
+        except (ValueError, RuntimeError, KeyError) as failure:  # what codecs and metadata raise for damaged bytes
+            raise StoreError(f"{self.path}: cannot {action}: {failure}; the store is damaged: {_REMEDY}") from failure
+
+
+def open_cube(path: Path) -> "xr.Dataset":
+    """Open a chunk store or a feature cube lazily. Nothing here but plain ``xarray.open_zarr``.
+
+    Raises
+    ------
+    StoreError
+        There is no published store.
+    """
+    import xarray as xr
+
+    if not (path / ROOT_DOCUMENT).exists():
+        raise StoreError(f"{path}: no published store there; run `scattercube run` or `extract` first")
+    cube: xr.Dataset = xr.open_zarr(path, chunks=None)
+    return cube
+
+
+_REMEDY = "choose another --store or remove this folder"
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again, it resumes",
+    errno.EDQUOT: "the quota is used up: free some space and run the same command again, it resumes",
+    errno.EACCES: "choose a --store that you may write to",
+    errno.EPERM: "choose a --store that you may write to",
+    errno.EROFS: "the file system is read-only: choose another --store",
+    errno.ENOENT: _REMEDY,
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another --store",
+}
+
+
+def _documents(template: "xr.Dataset") -> dict[str, bytes]:
+    """Write a template into memory: every file of the store but the shards, by name."""
+    memory = zarr.storage.MemoryStore()
+    with warnings.catch_warnings():
+        # Consolidated metadata is our commit point, knowingly ahead of the specification.
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", category=UserWarning)
+        template.coords.to_dataset().assign_attrs(template.attrs).to_zarr(memory, zarr_format=3, consolidated=False)
+        group = zarr.open_group(memory, mode="r+")
+        for name, variable in template.data_vars.items():
+            group.create_array(
+                str(name),
+                shape=variable.shape,
+                dtype=variable.dtype,
+                chunks=variable.encoding["chunks"],
+                shards=variable.encoding.get("shards"),
+                compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")],
+                fill_value=np.nan if variable.dtype.kind == "f" else 0,
+                dimension_names=[str(dim) for dim in variable.dims],
+                attributes=dict(variable.attrs),
+            )
+        zarr.consolidate_metadata(memory)
+    return {name: content.to_bytes() for name, content in memory._store_dict.items()}
+
+
+def replace_file(target: Path, content: bytes) -> None:
+    """Replace a file atomically and durably."""
+    partial = target.with_name(target.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    names = [name for name in {**held, **wanted} if held.get(name) != wanted.get(name)]
+    return "; ".join(f"{name} is {held.get(name)}, this run has {wanted.get(name)}" for name in names)
