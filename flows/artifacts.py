@@ -1,0 +1,36 @@
+"""What a finished run leaves in Prefect: tables of scores and quarantine, a picture, a summary with links."""
+
+import base64
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from scattercube.flows.summary import conclusion
+from scattercube.pipeline.job import Outcome
+from scattercube.pipeline.store import Store
+
+QUARANTINE_ROWS = 100
+
+
+def publish_artifacts(outcome: Outcome) -> None:
+    """Create the artifacts of a run; one that did nothing leaves only its summary."""
+    places, title = outcome.prepared.places, outcome.prepared.entry.title
+    create_markdown_artifact(key="summary", markdown="\n\n".join(conclusion(outcome)), description=title)
+    if outcome.nothing_new:
+        return
+    create_table_artifact(key="phases", table=outcome.phases, description=f"{title}: phases, seconds and shards")
+    bad = [record for event in Store(places.chunks).events() for record in event["bad"]]
+    if bad:
+        shown = f"{len(bad)} quarantined records, the first {min(len(bad), QUARANTINE_ROWS)}"
+        create_table_artifact(key="quarantine", table=bad[:QUARANTINE_ROWS], description=f"{title}: {shown}")
+    if outcome.fitted is not None and outcome.fitted.scores is not None:
+        scores = outcome.fitted.scores
+        rows = [
+            {"on": on, "head": name, "accuracy": one["accuracy"], "standard error": one["error_se"]}
+            for on in ("heads", "baseline")
+            for name, one in scores[on].items()
+        ]
+        create_table_artifact(key="scores", table=rows, description=scores["summary"])
+        picture = base64.b64encode(confusion_png(scores)).decode()
+        create_image_artifact(
+            key="confusion", image_url=f"data:image/png;base64,{picture}", description=scores["summary"]
+        )

@@ -1,0 +1,177 @@
+"""The ``scattercube`` command.
+
+Exit codes: 0 done, or nothing to do · 1 a fault in the program · 2 wrong usage, entry, Spec or cluster file ·
+3 refused by the plan · 4 the archive cannot be read · 5 the store cannot be written, or holds something else ·
+6 a key failed after its retries · 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scattercube import __version__
+from scattercube.flows.progress import Bar
+from scattercube.flows.summary import conclusion, plan_table, prefect_server
+from scattercube.pipeline.errors import ScattercubeError
+from scattercube.pipeline.job import Job, Options, Phase, prepare
+from scattercube.pipeline.job import run as run_job
+
+app = App(
+    name="scattercube",
+    help="Turn an archive of images into a labelled cube of wavelet scattering features, a classifier and a report.\n\n"
+    "Start with: scattercube run textures",
+    version=__version__,
+    default_parameter=Parameter(negative=()),
+    result_action="return_value",
+)
+say = Console(highlight=False, soft_wrap=True)
+warn = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Common = Annotated[Options, Parameter(name="*")]
+DEFAULTS = Options()
+Direct = Annotated[bool, Parameter(help="without Prefect: the same bytes, no server, no record of the run")]
+
+
+PHASE_HELP: dict[str, tuple[Phase, str]] = {
+    "run": ("report", "Do everything: plan, ingest, extract, fit, report. Doing it again continues, or does nothing."),
+    "ingest": ("ingest", "Read the archive into the chunk store (Zarr), and stop there."),
+    "extract": ("extract", "Compute the scattering cube, after whatever must come before it, and stop there."),
+    "fit": ("fit", "Fit and score the linear heads, after whatever must come before them, and stop there."),
+    "report": ("report", "Write the page, after whatever must come before it: `run` by the name of its last phase."),
+}
+ENTRY_HELP = (
+    "a name from `scattercube catalog`, an entry file (.yaml), or a bare folder, tar, zip or array file, for which "
+    "reader and labels are inferred, shown and saved"
+)
+EntryName = Annotated[str, Parameter(help=ENTRY_HELP)]
+
+
+def _phase_command(until: Phase) -> Callable[..., int]:
+    def command(entry: EntryName, /, *, options: Common = DEFAULTS, direct: Direct = False) -> int:
+        return _do(Job(entry=entry, until=until, **options.model_dump()), direct)
+
+    return command
+
+
+for _name, (_until, _help) in PHASE_HELP.items():
+    app.command(_phase_command(_until), name=_name, help=_help)
+
+
+@app.command
+def plan(entry: EntryName, /, *, options: Common = DEFAULTS) -> int:
+    """Show what a run would read, write and need, and refuse what cannot work. Writes nothing."""
+    job = Job(entry=entry, until="plan", **options.model_dump())
+    say.print(plan_table(prepare(job)))
+    return 0
+
+
+@app.command
+def apply(head: Path, cube: Path, /, *, out: Path = Path("predictions.parquet")) -> int:
+    """Apply a fitted head to a feature cube that was computed with the same Spec.
+
+    Parameters
+    ----------
+    head
+        The folder of a head: <store>/<entry>/results/<spec>/<head>.
+    cube
+        The cube: <store>/<entry>/features/<spec>.
+    out
+        Where to write one row a sample: identity, predicted label, decision values. Parquet, or CSV by its ending.
+    """
+    from scattercube.pipeline import fit as stage
+
+    table = stage.apply(head, cube).to_dataframe()
+    if out.suffix == ".csv":
+        table.to_csv(out)
+    else:
+        table.to_parquet(out)
+    say.print(f"{len(table)} predictions in {out}")
+    return 0
+
+
+@app.command
+def catalog(*, data: str | None = None) -> int:
+    """List the entries of the catalogue, and whether their archives are there.
+
+    Parameters
+    ----------
+    data
+        Folder of the archives; default $SCATTERCUBE_DATA, else ./data.
+    """
+    from scattercube.pipeline.catalog import data_root, list_entries
+
+    from scattercube.flows.doctor import availability
+
+    root = data_root(data)
+    table = Table("name", "what", "reader", "archive", title=None)
+    for entry in list_entries():
+        table.add_row(entry.name, entry.title, entry.reader, availability(entry, root))
+    say.print(table)
+    say.print(f"archives are looked for under {root}  (--data or SCATTERCUBE_DATA)")
+    return 0
+
+
+@app.command
+def doctor(*, store: str = "store", data: str | None = None) -> int:
+    """Check this machine: versions, cores, memory, GPU, Prefect, data folder and store. Exit code 0 if a run can work.
+
+    Parameters
+    ----------
+    store
+        The folder that runs would write to.
+    data
+        Folder of the archives; default $SCATTERCUBE_DATA, else ./data.
+    """
+    from scattercube.flows.doctor import examine
+
+    rows = examine(store, data)
+    table = Table("", "what", "found", show_header=False, box=None)
+    for row in rows:
+        table.add_row({True: "[green]✓[/]", False: "[red]✗[/]", None: "·"}[row.fine], row.what, row.found)
+    say.print(table)
+    return 0 if all(row.fine is not False for row in rows) else 1
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; an error the user can act on becomes one line."""
+    try:
+        result: Any = app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as failure:
+        return _complain(str(failure), 2)
+    except ScattercubeError as failure:
+        return _complain(str(failure), failure.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what is finished is kept, the same command continues from there", 130)
+    return result if isinstance(result, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    warn.print("scattercube:", Text(message), style="red")
+    return code
+
+
+def _do(job: Job, direct: bool) -> int:
+    if direct:
+        bar = Bar(warn)
+        with bar:
+            outcome = run_job(job, observer=bar)
+    else:
+        warn.print(prefect_server(), style="dim")
+        # Prefect is imported here: it takes seconds, and neither --help nor --direct needs it.
+        from scattercube.flows.run import run as flow
+
+        outcome = flow(job)
+    for line in conclusion(outcome):
+        say.print(line)
+    return 0

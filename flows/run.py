@@ -1,0 +1,52 @@
+"""The flow: the phases of a job as Prefect tasks, with retries, progress and artifacts.
+
+A task is a phase, or a range of keys of one: tens per run. Keys themselves are Dask futures: Prefect records a few
+dozen task runs a second, and a run may have millions of keys. No task runs on a Dask worker: a worker with one thread
+that waited for its own futures would hold the thread they need.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from rich.console import Console
+
+from scattercube.flows.artifacts import publish_artifacts
+from scattercube.flows.progress import All, Bar, ProgressArtifact
+from scattercube.pipeline import job as pipeline_job
+from scattercube.pipeline.errors import ChunkError
+from scattercube.pipeline.job import Job, Outcome
+
+
+@flow(name="scattercube", flow_run_name="{job.entry}", persist_result=False)
+def run(job: Job) -> Outcome:
+    """Bring the cube, the fit and the page of one entry up to date. Doing it again does nothing."""
+    with Bar(Console(stderr=True)) as bar:
+        outcome = pipeline_job.run(job, call=call_as_task, observer=All([bar, ProgressArtifact()]))
+    publish_artifacts(outcome)
+    return outcome
+
+
+def call_as_task(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run one phase or range of keys as a Prefect task, here in the flow's process.
+
+    Nothing is cached by Prefect: the journal of the store knows what is done, and a retry continues from it. Only a
+    failed key is worth a retry; a refusal would be the same again.
+    """
+
+    def failed_key(_task: Any, _run: Any, state: Any) -> bool:
+        return isinstance(state.data, ChunkError) or "ChunkError" in (state.message or "")
+
+    def phase() -> Any:  # without parameters: Prefect would walk through them in search of futures
+        return work(*arguments)
+
+    return task(
+        name=name.split()[0],
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=1,
+        retry_delay_seconds=1,
+        retry_condition_fn=failed_key,
+    )(phase)()
