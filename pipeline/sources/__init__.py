@@ -1,1 +1,6 @@
-""""""
+"""Readers of archives: what is there (``scan``, no pixels) and what it holds (``read``, a stream)."""
+
+from scattercube.pipeline.sources.archive import locate
+from scattercube.pipeline.sources.listing import READERS, Listing, Reader, read, scan
+
+__all__ = ["READERS", "Listing", "Reader", "locate", "read", "scan"]

@@ -1,0 +1,211 @@
+"""An archive by member name: a folder, a tar (plain or compressed), a zip, or one file by itself.
+
+An archive is listed once and then read member by member, without unpacking it anywhere. Names that leave the archive,
+links and devices are skipped and said, and sizes are bounded before memory is.
+"""
+
+import fnmatch
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from scattercube.pipeline.catalog import DATA_VARIABLE, PACKAGE_LOCATION, Entry
+from scattercube.pipeline.errors import RecordError, ScattercubeError, SourceError
+from scattercube.pipeline.sources.containers import (
+    MAX_MEMBER_NBYTES,
+    MAX_RATIO,
+    RATIO_FREE_NBYTES,
+    Container,
+    open_container,
+    packed_suffix,
+    stat,
+    streams,
+)
+
+
+class Archive:
+    """An archive on this machine, by member name.
+
+    Attributes
+    ----------
+    path
+        The folder or file.
+    root
+        What the names of members are relative to: the archive itself, or the folder of a single file.
+    learnt
+        What readers found out about members, kept as long as the listing.
+    """
+
+    def __init__(self, path: Path, container: Container) -> None:
+        self.path = path
+        self.root = container.root
+        self._container = container
+        self.learnt: dict[str, Any] = {}
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All members that may be read, in reading order."""
+        return self._container.names
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about the members that are refused."""
+        _ = self._container.names  # listing finds them
+        return [
+            f"members skipped because {why}: {len(names)} ({some(names)})"
+            for why, names in self._container.skipped.items()
+        ]
+
+    def select(self, globs: Sequence[str], suffixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+        """Return the members that match a glob and have one of the suffixes, and notes about the others.
+
+        Raises
+        ------
+        SourceError
+            Nothing is left.
+        """
+        matches = re.compile("|".join(fnmatch.translate(glob) for glob in globs)).match
+        matching = [name for name in self.names if matches(name)]
+        chosen = [name for name in matching if name.lower().endswith(suffixes)]
+        if not chosen:
+            there = f"it holds {len(self.names)} files" + (f": {some(self.names)}" if self.names else "")
+            raise SourceError(
+                f"{self.path}: no member matches {' or '.join(globs)} and ends in {', '.join(suffixes)}; {there}"
+                f"{'; ' + '; '.join(self.notes) if self.notes else ''}"
+            )
+        notes = self.notes
+        if len(chosen) < len(matching):
+            others = [name for name in matching if not name.lower().endswith(suffixes)]
+            notes.append(f"{len(others)} members are no {', '.join(suffixes)}: {some(others)}")
+        return chosen, notes
+
+    def checksum(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return what identifies these members cheaply: path, size and mtime of the archive, or a digest over files."""
+        if self.path.is_dir():
+            digest = hashlib.sha256()
+            for name in names:
+                digest.update(repr((name, *self.signature(name))).encode())
+            return {"path": str(self.path), "n_members": len(names), "sha256_of_list": digest.hexdigest()}
+        nbytes, mtime_ns = stat(self.path)
+        return {"path": str(self.path), "nbytes": nbytes, "mtime_ns": mtime_ns}
+
+    def signature(self, name: str) -> list[int]:
+        """Return numbers that change when the member changes."""
+        with self._errors(name):
+            return self._container.signature(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._container
+
+    def nbytes(self, name: str) -> int:
+        """Return the member's size, and for a member that is compressed by itself the largest size that is believed."""
+        with self._errors(name):
+            nbytes = self._container.nbytes(name)
+            return max(nbytes * MAX_RATIO, RATIO_FREE_NBYTES) if packed_suffix(name) else nbytes
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a member. Raises RecordError: missing, too-large or unreadable."""
+        with self._errors(name), self._open(name) as stream:
+            content = stream.read(MAX_MEMBER_NBYTES + 1)
+        if len(content) > MAX_MEMBER_NBYTES:
+            raise RecordError("too-large", f"{name}: more than {MAX_MEMBER_NBYTES} bytes")
+        return content
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open a member for a look at its head. Raises RecordError: missing, too-large or unreadable."""
+        with self._errors(name), self._open(name) as stream:
+            yield stream
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """Open a member that is read in many calls; each thread keeps its own, so that going forward never starts anew.
+
+        The position is where the last call left it: seek first. Raises RecordError: missing, too-large or unreadable.
+        """
+        key: tuple[Any, ...] = (str(self.path), name)
+        try:
+            with self._errors(name):
+                key += (*self.signature(name),)
+                yield streams.get(key, lambda: self._open(name))
+        except BaseException:
+            streams.drop(key)  # after an error nobody knows where it stands
+            raise
+
+    def _open(self, name: str) -> BinaryIO:
+        container = self._container
+        if name not in container:
+            raise RecordError("missing", f"{name}: no longer in {self.path}")
+        nbytes, packed = container.nbytes(name), container.packed_nbytes(name)
+        if nbytes > max(packed * MAX_RATIO, RATIO_FREE_NBYTES):
+            raise RecordError(
+                "too-large",
+                f"{name}: {packed} bytes unpack to {nbytes}, more than {MAX_RATIO} times; refused as a bomb",
+            )
+        return container.open(name)
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """Turn what containers and parsers raise on damaged bytes into a RecordError: the list of that has no end."""
+        try:
+            yield
+        except ScattercubeError:
+            raise
+        except FileNotFoundError as failure:
+            raise RecordError("missing", f"{name}: no longer in {self.path}") from failure
+        except Exception as failure:
+            raise RecordError("unreadable", f"{name}: {failure or type(failure).__name__}") from failure
+
+
+def locate(entry: Entry, data_root: Path) -> Path:
+    """Return where the entry's archive is on this machine. Raises SourceError where it is absent."""
+    if package := PACKAGE_LOCATION.fullmatch(entry.location):
+        path = _package_folder(entry, package["package"]) / package["path"]
+        remedy = f"another version of {package['package']} is installed than the entry was written for"
+    else:
+        path = data_root / entry.location
+        remedy = (
+            "correct location in the entry"
+            if Path(entry.location).is_absolute()
+            else f"put it there, or name the folder that holds {entry.location} with --data or ${DATA_VARIABLE}"
+        )
+    if not path.exists():
+        raise SourceError(f"{entry.name}: no archive at {path}; {remedy}")
+    return path
+
+
+def _package_folder(entry: Entry, package: str) -> Path:
+    found = importlib.util.find_spec(package)  # a top-level name: found without importing anything
+    if found is None or not found.submodule_search_locations:
+        raise SourceError(
+            f"{entry.name}: location {entry.location}: the package {package} is not installed; install it"
+        )
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def open_archive(path: Path) -> Archive:
+    """Return the archive at a path; the listing of an unchanged file is made once per process.
+
+    Raises
+    ------
+    SourceError
+        There is nothing, or a tar or zip that cannot be listed.
+    """
+    nbytes, mtime_ns = stat(path)
+    return Archive(path, open_container(path)) if path.is_dir() else _open_file(path, nbytes, mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _open_file(path: Path, nbytes: int, mtime_ns: int) -> Archive:
+    """List an archive file again when size or modification time say that it is another."""
+    return Archive(path, open_container(path))
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first three names, and whether there are more."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

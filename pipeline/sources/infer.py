@@ -1,0 +1,151 @@
+"""A first entry for an archive that has none: what its files and folders say by themselves."""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from scattercube.pipeline.catalog import Entry
+from scattercube.pipeline.errors import EntryError, RecordError, SourceError
+from scattercube.pipeline.sources import arrays
+from scattercube.pipeline.sources.archive import Archive, open_archive, some
+from scattercube.pipeline.sources.listing import READERS, select
+from scattercube.pipeline.sources.sampling import Header
+from scattercube.pipeline.spec import parse
+
+_LOOKED_AT = 64  # members whose size is looked at, spread over the archive
+_TRAIN_TEST = r"(?:^|/)(?P<split>train|test)/(?P<label>[^/]+)/"
+_LARGEST_J = 5
+_IDX_IMAGES, _IDX_LABELS = "images-idx3", "labels-idx1"
+
+
+def infer(path: Path) -> Entry:
+    """Return an entry for a bare folder, tar, zip or array file; its description says what was assumed.
+
+    Raises
+    ------
+    SourceError
+        Nothing in it is of a kind that a reader knows, or nothing can be read.
+    EntryError
+        The files do not say enough by themselves.
+    """
+    archive = open_archive(path)
+    reader, names = _reader(archive)
+    said: list[str] = []
+    values: dict[str, Any] = {
+        "name": _slug(path),
+        "title": f"{path.name}: {len(names)} files",
+        "licence": "unknown",
+        "reader": reader,
+        "location": str(path),
+    }
+    values |= _labels(archive, names, said) if reader == "images" else _array_labels(archive, names, said)
+    headers = _headers(parse(Entry, values, str(path), EntryError), archive)
+    size = min(head.height for head in headers), min(head.width for head in headers)
+    if len({(head.height, head.width) for head in headers}) == 1:
+        values["sample"] = {"exact": True}
+        said.append(f"all {len(headers)} files looked at are {size[0]}×{size[1]}")
+    else:
+        values["sample"] = {"crop": {"size": size}}
+        said.append(
+            f"sizes differ: {size[0]}×{size[1]} are cut from the centre, which fits all {len(headers)} files looked at"
+        )
+    if any(head.n_channels > 1 for head in headers):
+        said.append("colour becomes luminance")
+    J = min(_LARGEST_J, max(1, min(size).bit_length() - 3))
+    said.append(f"J={J}, so that the largest scale, {2**J} pixels, fits several times")
+    values["spec"] = {"J": J}
+    values["description"] = f"Inferred from the files: {'; '.join(said)}."
+    return parse(Entry, values, str(path), EntryError)
+
+
+def _reader(archive: Archive) -> tuple[str, list[str]]:
+    """Choose the reader that knows the most members."""
+    known = {
+        kind: [name for name in archive.names if name.lower().endswith(reader.suffixes)]
+        for kind, reader in READERS.items()
+    }
+    kind = max(known, key=lambda kind: kind != "csv" and len(known[kind]))
+    if known[kind] and kind != "csv":
+        return kind, known[kind]
+    if known["csv"]:
+        raise EntryError(f"{archive.path}: a table does not say how its rows are images; write an entry with csv.shape")
+    suffixes = [suffix for reader in READERS.values() for suffix in reader.suffixes]
+    there = f"it holds {len(archive.names)} files" + (f": {some(archive.names)}" if archive.names else "")
+    raise SourceError(f"{archive.path}: no file ends in {', '.join(suffixes)}; {there}")
+
+
+def _slug(path: Path) -> str:
+    stem = path.name.lower()
+    while (shorter := re.sub(r"\.(tar|gz|tgz|bz2|tbz2|xz|txz|zip|npz|npy|png|jpe?g|tiff?)$", "", stem)) != stem:
+        stem = shorter
+    return re.sub(r"[^a-z0-9]+", "-", stem)[:60].strip("-") or "archive"
+
+
+def _labels(archive: Archive, names: Sequence[str], said: list[str]) -> dict[str, Any]:
+    found = [re.search(_TRAIN_TEST, name) for name in names]
+    matches = [match for match in found if match]
+    if len(matches) == len(names) and {match["split"] for match in matches} == {"train", "test"}:
+        said.append(f"{len({match['label'] for match in matches})} labels and the split are the folders'")
+        return {"labels": {"pattern": _TRAIN_TEST}}
+    folders = Counter(PurePosixPath(name).parent.name for name in names)
+    if len(folders) > 1 and "" not in folders:
+        said.append(f"{len(folders)} labels are the folders' names")
+        return {"labels": {"folder": True}}
+    said.append("no labels: the files are not in folders of their own")
+    return {}
+
+
+def _array_labels(archive: Archive, names: Sequence[str], said: list[str]) -> dict[str, Any]:
+    """Find which arrays are images, and which hold their labels."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    failures: list[RecordError] = []
+    for name in names:
+        try:
+            shapes[name] = arrays.shape(archive, name)
+        except RecordError as failure:
+            failures.append(failure)
+    pictures = [name for name, shape in shapes.items() if len(shape) > 1]
+    vectors = [name for name, shape in shapes.items() if len(shape) == 1]
+    if not pictures:
+        why = f"; {failures[0]}" if failures else ""
+        raise SourceError(f"{archive.path}: no array of two or more dimensions among {some(names)}{why}")
+    if any(len(shapes[name]) > 3 for name in pictures):
+        raise EntryError(
+            f"{archive.path}: {some(pictures)} have channels; write an entry with arrays.channel_axis: first or last"
+        )
+    companions = {name.replace(_IDX_IMAGES, _IDX_LABELS) for name in pictures}
+    if companions <= set(vectors) and len(companions) == len(pictures):
+        said.append("labels are in the files beside the images")
+        labels: dict[str, Any] = {"labels": {"companion": {"replace": _IDX_IMAGES, "by": _IDX_LABELS}}}
+        if {match[0] for name in pictures if (match := re.search("train|t10k", name))} == {"train", "t10k"}:
+            said.append("the split is in their names")
+            labels["split"] = {"pattern": "(?P<split>train|t10k)", "rename": {"t10k": "test"}}
+        return labels
+    values: dict[str, Any] = {"members": [glob.escape(name) for name in pictures]} if vectors else {}
+    if len(pictures) == len(vectors) == 1 and shapes[vectors[0]] == shapes[pictures[0]][:1]:
+        said.append(f"labels are in {vectors[0]}")
+        return values | {"labels": {"column": vectors[0].removesuffix(".npy")}}
+    said.append("no labels")
+    return values
+
+
+def _headers(entry: Entry, archive: Archive) -> list[Header]:
+    """Look at the heads of some members, spread over the archive."""
+    names, _ = select(entry, archive)
+    looked_at = np.unique(np.linspace(0, len(names) - 1, min(len(names), _LOOKED_AT)).astype(int))
+    headers, failures = [], []
+    for index in looked_at.tolist():
+        try:
+            headers.append(READERS[entry.reader].header(entry, archive, names[index]))
+        except RecordError as failure:
+            failures.append(failure)
+    if not headers:
+        raise SourceError(
+            f"{archive.path}: none of {len(failures)} files looked at can be read; the first: {failures[0]}"
+        )
+    return headers
