@@ -1,10 +1,10 @@
 """What a finished run leaves in Prefect: tables of scores and quarantine, a picture, a summary with links."""
 
-import base64
-
+import numpy as np
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from scattercube.flows.summary import conclusion
+from scattercube.pipeline.charts import confusion
 from scattercube.pipeline.job import Outcome
 from scattercube.pipeline.store import Store
 
@@ -30,7 +30,6 @@ def publish_artifacts(outcome: Outcome) -> None:
             for name, one in scores[on].items()
         ]
         create_table_artifact(key="scores", table=rows, description=scores["summary"])
-        picture = base64.b64encode(confusion_png(scores)).decode()
-        create_image_artifact(
-            key="confusion", image_url=f"data:image/png;base64,{picture}", description=scores["summary"]
-        )
+        best = max(scores["heads"].values(), key=lambda one: one["accuracy"])
+        picture = confusion(np.array(best["confusion"]), scores["classes"])
+        create_image_artifact(key="confusion", image_url=picture, description=f"{title}, {best['title']}")

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from scattercube import __version__
 from scattercube.flows.progress import Bar
-from scattercube.flows.summary import conclusion, plan_table, prefect_server
+from scattercube.flows.summary import conclusion, introduction, plan_table, prefect_server
 from scattercube.pipeline.errors import ScattercubeError
 from scattercube.pipeline.job import Job, Options, Phase, prepare
 from scattercube.pipeline.job import run as run_job
@@ -104,9 +104,8 @@ def catalog(*, data: str | None = None) -> int:
     data
         Folder of the archives; default $SCATTERCUBE_DATA, else ./data.
     """
-    from scattercube.pipeline.catalog import data_root, list_entries
-
     from scattercube.flows.doctor import availability
+    from scattercube.pipeline.catalog import data_root, list_entries
 
     root = data_root(data)
     table = Table("name", "what", "reader", "archive", title=None)
@@ -162,15 +161,19 @@ def _complain(message: str, code: int) -> int:
 
 
 def _do(job: Job, direct: bool) -> int:
+    prepared = prepare(job)
+    for line in introduction(job, prepared):
+        warn.print(line)
     if direct:
-        bar = Bar(warn)
-        with bar:
-            outcome = run_job(job, observer=bar)
+        with Bar(warn) as bar:
+            outcome = run_job(job, observer=bar, prepared=prepared)
     else:
         warn.print(prefect_server(), style="dim")
-        # Prefect is imported here: it takes seconds, and neither --help nor --direct needs it.
+        # Prefect is imported here: it takes seconds, and neither --help nor --direct nor a refusal needs it.
+        from scattercube.flows.run import prepared_before
         from scattercube.flows.run import run as flow
 
+        prepared_before.set(prepared)
         outcome = flow(job)
     for line in conclusion(outcome):
         say.print(line)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from scattercube.pipeline.job import Outcome, Prepared
+from scattercube.pipeline.catalog import is_bare
+from scattercube.pipeline.job import Job, Outcome, Prepared
 
 
 def gigabytes(nbytes: float) -> str:
@@ -47,6 +48,16 @@ def plan_table(prepared: Prepared) -> Table:
     for note in listing.notes:
         table.add_row("note", note)
     return table
+
+
+def introduction(job: Job, prepared: Prepared) -> Iterator[str]:
+    """Yield the first lines of a run: what it is about, an inferred entry in full, what the reader noticed."""
+    entry, plan = prepared.entry, prepared.plan
+    yield f"{entry.title}: {plan.signal_shape[0]:,} samples from {prepared.listing.uri}"
+    if is_bare(job.entry):
+        yield f"no entry was given; this one was inferred, and is saved as {prepared.places.entry_file}:"
+        yield "\n".join(f"  {line}" for line in entry.to_yaml().splitlines())
+    yield from (f"note: {note}" for note in prepared.listing.notes)
 
 
 def conclusion(outcome: Outcome) -> Iterator[str]:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scattercube.pipeline.catalog import Entry
 
 from scattercube.kernels import Scattering2D
+from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.plan import Grid, Plan, extent
 from scattercube.pipeline.sources import Listing
 from scattercube.pipeline.spec import Spec, digest
@@ -50,7 +50,8 @@ def chunk_template(entry: Entry, listing: Listing, plan: Plan) -> xr.Dataset:
         "format": FORMAT,
         "entry": entry.digest,
         "members": digest({name: values.tolist() for name, values in listing.columns.items()}),
-        "archive": digest(listing.checksum),
+        # Not its place: a copy elsewhere is the same archive.
+        "archive": {name: value for name, value in listing.checksum.items() if name != "path"},
         "shape": list(plan.signal_shape),
         "dtype": str(listing.dtype),
         "grid": extent(plan.signal_grid),
@@ -85,7 +86,6 @@ def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan, t
         "format": FORMAT,
         "spec": spec.digest,
         "chunks": digest(json.loads(chunks.attrs[IDENTITY])),
-        "filters": transform.filter_digest,
         "shape": list(plan.feature_shape),
         "grid": extent(plan.feature_grid),
     }

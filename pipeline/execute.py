@@ -7,6 +7,7 @@ idempotent, because a key may run more than once: a worker can die after it wrot
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import time
@@ -281,18 +282,23 @@ class Cluster(Model):
     @property
     def n_workers(self) -> int:
         """Processes of a local cluster."""
-        from dask.system import CPU_COUNT
-
-        return self.workers or int(CPU_COUNT)
+        return self.workers or machine()[0]
 
     def worker_nbytes(self) -> int | None:
         """The memory that one worker may use; None where only the far end knows."""
         from dask.utils import parse_bytes
-        from distributed.system import MEMORY_LIMIT
 
         if self.memory is not None:
             return int(parse_bytes(self.memory))
-        return None if self.kind == "address" else int(MEMORY_LIMIT) // self.n_workers
+        return None if self.kind == "address" else machine()[1] // self.n_workers
+
+
+def machine() -> tuple[int, int]:
+    """Return the cores and the bytes of memory that this process may use, the limits of its control group included."""
+    from dask.system import CPU_COUNT
+    from distributed.system import MEMORY_LIMIT
+
+    return int(CPU_COUNT), int(MEMORY_LIMIT)
 
 
 def load_cluster(path: Path) -> Cluster:
@@ -314,6 +320,8 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
     """
     from distributed import Client
 
+    # Every worker that comes and goes is news to Dask, not to whoever watches a run.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     if cluster.kind == "address":
         try:
             with Client(cluster.address, timeout=20) as client:
@@ -340,7 +348,7 @@ def _start(cluster: Cluster) -> Any:
         "n_workers": cluster.workers if cluster.kind == "cuda" else cluster.n_workers,
         "threads_per_worker": cluster.threads,
         "host": "127.0.0.1",
-        "dashboard_address": None,
+        "dashboard_address": "127.0.0.1:0",  # any free port, for this machine only
     }
     if cluster.memory is not None:
         options["memory_limit"] = cluster.memory

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import Field
-from scattercube.pipeline.catalog import Entry, load_entry
 
 from scattercube.pipeline import execute, extract, ingest
+from scattercube.pipeline.catalog import Entry, load_entry
 from scattercube.pipeline.errors import SpecError
 from scattercube.pipeline.execute import Cluster, Observer, Silence, Stage, connect, load_cluster
 from scattercube.pipeline.places import Places, local_root
 from scattercube.pipeline.plan import Plan, plan, ranges, refuse_what_cannot_fit
 from scattercube.pipeline.sources import Listing, scan
-from scattercube.pipeline.spec import Model, Spec, digest, load_spec
+from scattercube.pipeline.spec import Model, Spec, load_spec
 from scattercube.pipeline.store import Store, replace_file
 
 if TYPE_CHECKING:
@@ -130,13 +130,18 @@ def prepare(job: Job) -> Prepared:
     return Prepared(entry, spec, cluster, data_root, Places(root, entry.name, spec.digest), listing, planned)
 
 
-def run(job: Job, call: Caller = call_plainly, observer: Observer | None = None) -> Outcome:
-    """Bring every phase up to ``job.until`` up to date, and say what was done."""
+def run(
+    job: Job, call: Caller = call_plainly, observer: Observer | None = None, prepared: Prepared | None = None
+) -> Outcome:
+    """Bring every phase up to ``job.until`` up to date, and say what was done.
+
+    ``prepared`` is what ``prepare(job)`` returned, for a caller that has looked at it already.
+    """
     from scattercube.pipeline import fit, report
 
     watch = observer or Silence()
     begin, started = time.perf_counter(), datetime.now(UTC)
-    prepared = call("plan", prepare, job)
+    prepared = prepared or call("plan", prepare, job)
     outcome = Outcome(prepared)
     outcome.phases.append({"name": "plan", "wall_s": time.perf_counter() - begin, "n_keys": 0, "n_done": 0})
     places, reached = prepared.places, PHASES.index(job.until)
@@ -158,8 +163,7 @@ def run(job: Job, call: Caller = call_plainly, observer: Observer | None = None)
             outcome.phases.append(_phase(stage.name, begin, len(stage.keys), len(missing)))
     if reached >= PHASES.index("fit"):
         begin = time.perf_counter()
-        inputs = digest([Store(places.cube).attributes(), [e["digest"] for e in Store(places.cube).events()]])
-        outcome.fitted = call("fit", fit.fit, places, prepared.entry.fit, inputs)
+        outcome.fitted = call("fit", fit.fit, places, prepared.entry.fit, Store(places.cube).content_digest())
         outcome.phases.append(_phase("fit", begin, 1, int(outcome.fitted.fresh)))
     if reached >= PHASES.index("report") and (not outcome.nothing_new or not places.page.exists()):
         begin = time.perf_counter()
@@ -186,11 +190,9 @@ def _phase(name: str, begin: float, n_keys: int, n_done: int) -> dict[str, Any]:
 
 def _record(job: Job, outcome: Outcome, started: datetime) -> str:
     """Write down what ran, for the report and for whoever wonders years later."""
-    from distributed.system import MEMORY_LIMIT
-
     from scattercube.pipeline.cube import versions
 
-    prepared = outcome.prepared
+    prepared, (cores, memory_nbytes) = outcome.prepared, execute.machine()
     phases = [phase | {"n_skipped": phase["n_keys"] - phase["n_done"]} for phase in outcome.phases]
     return json.dumps(
         {
@@ -201,8 +203,8 @@ def _record(job: Job, outcome: Outcome, started: datetime) -> str:
             "phases": phases,
             "host": {
                 "cpu": platform.processor() or platform.machine(),
-                "cores": prepared.cluster.n_workers,
-                "memory_nbytes": int(MEMORY_LIMIT),
+                "cores": cores,
+                "memory_nbytes": memory_nbytes,
                 "platform": platform.platform(),
             },
             "driver_peak_nbytes": execute.peak_nbytes(),

@@ -1,5 +1,6 @@
 """Where everything of one entry and one Spec lies under the root of a store."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,18 @@ class Places:
     def run_file(self) -> Path:
         """What the last run that did any work did: phases, seconds, host, versions."""
         return self.fit / "run.json"
+
+
+def refuse_unwritable(root: Path) -> Path:
+    """Return the nearest folder above ``root`` that exists; raises StoreError when nothing can be written there."""
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return existing
+    except OSError as failure:
+        raise StoreError(
+            f"--store {root}: cannot write in {existing}: {failure.strerror}; choose a folder that you may write to"
+        ) from failure
 
 
 def local_root(store: str) -> Path:

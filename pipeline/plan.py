@@ -1,6 +1,6 @@
 """The arithmetic before the work: keys, shard grids, predicted bytes, and the refusals.
 
-Pure integers in, numbers out: nothing here opens an archive or a store.
+Integers in, integers out: nothing here opens an archive or a store.
 """
 
 import re
@@ -15,6 +15,7 @@ import numpy as np
 
 from scattercube.kernels import Scattering2D
 from scattercube.pipeline.errors import PlanError
+from scattercube.pipeline.places import refuse_unwritable
 from scattercube.pipeline.spec import Spec
 
 SHARD_NBYTES = 16 << 20  # what one task writes: within the 8 to 64 MB that file systems and object stores like
@@ -128,12 +129,11 @@ def plan(spec: Spec, n_samples: int, sample_shape: tuple[int, ...], dtype: np.dt
 
 
 def refuse_what_cannot_fit(plan: Plan, root: Path, worker_memory_nbytes: int | None) -> None:
-    """Raise PlanError when the disk under ``root`` or a worker's memory is too small for the plan.
+    """Raise PlanError when the disk under ``root`` or a worker's memory is too small, StoreError when it is read-only.
 
     The disk is compared with the uncompressed sizes: compression is a gain that nobody can promise.
     """
-    existing = next(folder for folder in (root, *root.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(refuse_unwritable(root)).free
     needed = plan.signal_nbytes + plan.feature_nbytes
     if needed > free:
         raise PlanError(

@@ -18,7 +18,10 @@ class Model(BaseModel):
 
     def to_yaml(self) -> str:
         """Return the YAML text that reads back as an equal record."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json", exclude_none=True)
+        # PyYAML writes U+0085 as it is and reads it as a line break.
+        plain = "\x85" not in json.dumps(values, ensure_ascii=False)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=plain)
 
 
 M = TypeVar("M", bound=Model)
@@ -113,7 +116,8 @@ def _explain(failure: ValidationError, model: type[BaseModel]) -> str:
         elif problem["type"] == "missing":
             lines.append(f"missing key {field!r}")
         else:
-            lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})")
+            got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+            lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}{got}")
     return "; ".join(lines)
 
 

@@ -31,6 +31,7 @@ from zarr.codecs import BloscCodec
 
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.plan import ChunkKey
+from scattercube.pipeline.spec import digest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -126,7 +127,9 @@ class Store:
     def read(self, name: str, region: slice) -> np.ndarray:
         """Read some samples of one variable; raises StoreError when it is absent or damaged."""
         with self._explained(f"read {name} {region.start}:{region.stop}"):
-            values = np.asarray(self._array(name, "r")[region])
+            array = self._array(name, "r")
+            self._refuse_absent_shards(name, array, region)
+            values = np.asarray(array[region])
         return values.astype(object) if values.dtype.kind in "TU" else values
 
     def record(self, event: Mapping[str, Any]) -> None:
@@ -165,12 +168,26 @@ class Store:
                 return attributes
         return {}
 
+    def content_digest(self) -> str:
+        """Return a digest of what the store holds: its identity and the numbers of every finished shard."""
+        return digest([self._identity(), sorted((event["key"], event["digest"]) for event in self.events())])
+
     def _identity(self) -> Any:
         text = self.attributes().get(IDENTITY)
         return None if text is None else json.loads(text)
 
     def _array(self, name: str, mode: str) -> Any:
-        return zarr.open_array(self.path / name, mode=mode, zarr_format=3)
+        # A shard of zeros is written too: what is not there has not been written.
+        return zarr.open_array(self.path / name, mode=mode, zarr_format=3, config={"write_empty_chunks": True})
+
+    def _refuse_absent_shards(self, name: str, array: Any, region: slice) -> None:
+        """Zarr would read an absent shard as zeros or NaN, without a word."""
+        if array.shards is None:
+            return
+        for index in range(region.start // array.shards[0], -(-region.stop // array.shards[0])):
+            file = self.path / name / array.metadata.encode_chunk_key((index, *(0,) * (array.ndim - 1)))
+            if not file.exists():
+                raise StoreError(f"{file}: the shard is not there, though it was written: {_REMEDY}")
 
     def _sweep(self) -> None:
         """Remove what a killed writer left beside its shard."""
@@ -206,7 +223,7 @@ def open_cube(path: Path) -> "xr.Dataset":
     return cube
 
 
-_REMEDY = "choose another --store or remove this folder"
+_REMEDY = "choose another --store, or remove this folder to make it anew"
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again, it resumes",
     errno.EDQUOT: "the quota is used up: free some space and run the same command again, it resumes",

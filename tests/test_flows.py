@@ -1,4 +1,4 @@
-"""The flow, against a real Prefect server on the loopback interface: the same bytes, artifacts, retries, the deployment."""
+"""The flow, against a real Prefect server on the loopback interface: the same bytes, artifacts, the deployment."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.test_job import cube_bytes, photographs
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[1]
-PREFECT = Path(sys.executable).with_name("prefect")
+PREFECT, SCATTERCUBE = (Path(sys.executable).with_name(name) for name in ("prefect", "scattercube"))
 
 
 def settings(home: Path, url: str | None) -> dict[str, str]:
@@ -57,8 +57,7 @@ def wait(condition, seconds, log):
 
 
 def scattercube(arguments, env, check=0):
-    command = [sys.executable, "-W", "ignore", "-m", "scattercube.flows.cli", *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    done = subprocess.run([SCATTERCUBE, *arguments], env=env, capture_output=True, text=True, timeout=200, cwd=ROOT)
     assert done.returncode == check, done.stdout + done.stderr
     return done.stdout + done.stderr
 

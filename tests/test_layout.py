@@ -16,12 +16,12 @@ DOORS = {
     "cupy": {"kernels.device"},
     "cupyx": {"kernels.device"},
     "zarr": {"pipeline.store"},
-    "dask": {"pipeline.execute", "flows.doctor"},
-    "distributed": {"pipeline.execute", "flows.doctor"},
+    "dask": {"pipeline.execute"},
+    "distributed": {"pipeline.execute"},
     "dask_cuda": {"pipeline.execute"},
     "matplotlib": {"pipeline.charts"},
     "jinja2": {"pipeline.report"},
-    "PIL": {"pipeline.sources.images"},
+    "PIL": {"pipeline.sources.images", "pipeline.charts"},
     "tifffile": {"pipeline.sources.images"},
     "cyclopts": {"flows.cli"},
 }
@@ -33,7 +33,8 @@ LEVELS = (
     {"plan"},
     {"store"},
     {"cube", "execute"},
-    {"charts", "heads"},
+    {"charts", "features"},
+    {"heads"},
     {"ingest", "extract", "fit", "report"},
     {"job"},
 )
@@ -46,8 +47,12 @@ def module_name(file: Path) -> str:
 
 
 def imports(file: Path):
-    """Every imported module of a file, lazy ones included; names imported from a package count as its submodules."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    """Every module that a file imports when it runs, lazily or not; names from a package count as its submodules."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body.clear()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -153,3 +153,16 @@ def test_a_damaged_shard_says_which(tmp_path):
     file.write_bytes(file.read_bytes()[:-40] + bytes(40))
     with pytest.raises(StoreError, match=r"read values 4:8.*damaged"):
         store.read("values", slice(4, 8))
+
+
+def test_an_absent_shard_is_not_read_as_zeros(tmp_path):
+    store = Store(tmp_path / "cube")
+    store.create(template())
+    for key in GRID.keys:
+        zeros = {name: np.zeros_like(values) for name, values in shard(GRID, key).items()}
+        store.write(key, zeros)
+    assert not store.read("values", slice(0, 10)).any(), "a shard of zeros is there"
+    (store.path / "values" / "c" / "1" / "0").unlink()
+    assert store.read("values", slice(0, 4)).shape == (4, 3)
+    with pytest.raises(StoreError, match="c/1/0: the shard is not there"):
+        store.read("values", slice(2, 5))
