@@ -5,10 +5,10 @@ from time import perf_counter
 from typing import Literal
 
 import numpy as np
-from scattercube.pipeline.catalog import Entry
 
 from scattercube.kernels import Scattering2D
 from scattercube.kernels.device import to_device, to_host
+from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.execute import Stage, StepEvent
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import ChunkKey, Plan, scattering

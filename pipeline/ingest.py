@@ -5,8 +5,8 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from scattercube.pipeline.catalog import Entry
 
+from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import RecordError
 from scattercube.pipeline.execute import Stage, StepEvent
 from scattercube.pipeline.places import Places

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from scattercube.pipeline import execute, extract, ingest
 from scattercube.pipeline.catalog import Entry, load_entry
+from scattercube.pipeline.catalog import data_root as find_data_root
 from scattercube.pipeline.errors import SpecError
 from scattercube.pipeline.execute import Cluster, Observer, Silence, Stage, connect, load_cluster
 from scattercube.pipeline.places import Places, local_root
@@ -69,6 +70,7 @@ class Prepared:
     places: Places
     listing: Listing
     plan: Plan
+    seconds: float
 
 
 @dataclass
@@ -113,10 +115,7 @@ def prepare(job: Job) -> Prepared:
     EntryError, SpecError, SourceError, PlanError, StoreError
         Whatever would have stopped the run later.
     """
-    from scattercube.pipeline.catalog import data_root as find_data_root
-
-    root = local_root(job.store)
-    data_root = find_data_root(job.data)
+    begin, root, data_root = time.perf_counter(), local_root(job.store), find_data_root(job.data)
     entry = load_entry(job.entry, data_root)
     if job.limit is not None:
         entry = entry.prune(job.limit)
@@ -127,7 +126,8 @@ def prepare(job: Job) -> Prepared:
     listing = scan(entry, data_root)
     planned = plan(spec, len(listing.columns["sample_id"]), listing.shape, listing.dtype)
     refuse_what_cannot_fit(planned, root, None if job.serial else cluster.worker_nbytes())
-    return Prepared(entry, spec, cluster, data_root, Places(root, entry.name, spec.digest), listing, planned)
+    places, seconds = Places(root, entry.name, spec.digest), time.perf_counter() - begin
+    return Prepared(entry, spec, cluster, data_root, places, listing, planned, seconds)
 
 
 def run(
@@ -140,10 +140,9 @@ def run(
     from scattercube.pipeline import fit, report
 
     watch = observer or Silence()
-    begin, started = time.perf_counter(), datetime.now(UTC)
+    started = datetime.now(UTC)
     prepared = prepared or call("plan", prepare, job)
-    outcome = Outcome(prepared)
-    outcome.phases.append({"name": "plan", "wall_s": time.perf_counter() - begin, "n_keys": 0, "n_done": 0})
+    outcome = Outcome(prepared, [{"name": "plan", "wall_s": prepared.seconds, "n_keys": 0, "n_done": 0}])
     places, reached = prepared.places, PHASES.index(job.until)
     with ExitStack() as held:
         # No cluster starts when nothing is missing.
@@ -151,7 +150,7 @@ def run(
         for make in _stages(prepared)[:reached]:
             begin, stage = time.perf_counter(), make()
             stage.store.create(stage.template())
-            replace_file(places.entry_file, prepared.entry.to_yaml().encode())
+            _keep_entry(places.entry_file, prepared.entry)
             missing = stage.store.missing(stage.keys)
             watch.begin(stage.name, len(stage.keys), len(stage.keys) - len(missing))
             if missing and client is None and not job.serial:
@@ -165,7 +164,7 @@ def run(
         begin = time.perf_counter()
         outcome.fitted = call("fit", fit.fit, places, prepared.entry.fit, Store(places.cube).content_digest())
         outcome.phases.append(_phase("fit", begin, 1, int(outcome.fitted.fresh)))
-    if reached >= PHASES.index("report") and (not outcome.nothing_new or not places.page.exists()):
+    if reached >= PHASES.index("report") and (not outcome.nothing_new or _older(places.page, places.scores)):
         begin = time.perf_counter()
         places.page.parent.mkdir(parents=True, exist_ok=True)
         record = _record(job, outcome, started)
@@ -173,6 +172,18 @@ def run(
         call("report", report.report, places)
         outcome.phases.append(_phase("report", begin, 1, 1))
     return outcome
+
+
+def _keep_entry(file: Path, entry: Entry) -> None:
+    """Write the resolved entry beside what is made from it; left alone where it stands already."""
+    text = entry.to_yaml().encode()
+    if not file.exists() or file.read_bytes() != text:
+        replace_file(file, text)
+
+
+def _older(page: Path, scores: Path) -> bool:
+    """Whether a page is absent, or from before the scores that it should show."""
+    return not page.exists() or page.stat().st_mtime_ns < scores.stat().st_mtime_ns
 
 
 def _stages(prepared: Prepared) -> tuple[Callable[[], Stage], ...]:

@@ -44,6 +44,11 @@ class Places:
         return self.root / self.entry_name / "results" / self.spec_digest
 
     @property
+    def scores(self) -> Path:
+        """The scores of the heads, JSON."""
+        return self.fit / "scores.json"
+
+    @property
     def page(self) -> Path:
         """The report."""
         return self.fit / "report.html"

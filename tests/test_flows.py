@@ -86,15 +86,50 @@ def test_a_flow_writes_the_bytes_of_a_direct_run_and_leaves_artifacts(tmp_path, 
     assert "nothing new" in scattercube(["run", str(archive), "--store", str(flow)], server)
 
 
-def test_a_refusal_fails_the_flow_without_a_retry(tmp_path, server):
+def python(code, env):
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=200, cwd=ROOT)
+
+
+def test_a_refusal_comes_before_any_server(tmp_path):
     archive = photographs(tmp_path / "photos")
-    said = scattercube(["run", str(archive), "--store", str(tmp_path / "s"), "--set", "J=9"], server, check=3)
+    nowhere = settings(tmp_path, "http://127.0.0.1:9/api")
+    said = scattercube(["run", str(archive), "--store", str(tmp_path / "s"), "--set", "J=9"], nowhere, check=3)
     assert "J=9" in said
-    assert "Traceback" not in said.split("scattercube:")[-1]
+    assert "the largest possible J is 5" in said
+    assert "Traceback" not in said
+
+
+def test_a_scheduled_refusal_fails_in_one_line_and_is_not_retried(tmp_path, server):
+    job = {"entry": str(photographs(tmp_path / "photos")), "store": str(tmp_path / "s"), "set": ["J=9"]}
+    done = python(f"from scattercube.flows.run import run; run(job={job!r}, return_state=True)", server)
+    assert "the largest possible J is 5" in done.stderr
+    assert "Traceback" not in done.stderr
     (newest, *_) = ask(server, "flow_runs/filter", sort="START_TIME_DESC", limit=1)
     assert newest["state_type"] == "FAILED"
     (plan,) = [run for run in ask(server, "task_runs/filter") if run["flow_run_id"] == newest["id"]]
     assert plan["run_count"] == 1
+
+
+def test_a_failed_key_is_retried_as_a_task(server):
+    code = """
+from prefect import flow
+from scattercube.flows.run import call_as_task
+from scattercube.pipeline.errors import ChunkError
+
+def work(calls):
+    calls.append(1)
+    if len(calls) < 2:
+        raise ChunkError("extract sample=0: a disk that was away for a moment")
+    return len(calls)
+
+@flow
+def probe():
+    return call_as_task("extract sample=0", work, [])
+
+print(probe())
+"""
+    done = python(code, server)
+    assert done.stdout.strip().endswith("2"), done.stdout + done.stderr
 
 
 def test_the_nightly_deployment_is_deployed_and_fired(tmp_path, server):
