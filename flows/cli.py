@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +22,7 @@ from scattercube.flows.summary import conclusion, introduction, plan_table, pref
 from scattercube.pipeline.errors import ScattercubeError
 from scattercube.pipeline.job import Job, Options, Phase, prepare
 from scattercube.pipeline.job import run as run_job
+from scattercube.pipeline.spec import explain
 
 app = App(
     name="scattercube",
@@ -29,6 +31,7 @@ app = App(
     version=__version__,
     default_parameter=Parameter(negative=()),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 say = Console(highlight=False, soft_wrap=True)
 warn = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -86,7 +89,9 @@ def apply(head: Path, cube: Path, /, *, out: Path = Path("predictions.parquet"))
     """
     from scattercube.pipeline import fit as stage
 
-    table = stage.apply(head, cube).to_dataframe()
+    found = stage.apply(head, cube)
+    decisions = found["decision"].to_pandas().add_prefix("decision ")
+    table = found.drop_dims("class").to_dataframe().join(decisions)
     if out.suffix == ".csv":
         table.to_csv(out)
     else:
@@ -147,7 +152,8 @@ def execute(arguments: list[str]) -> int:
     try:
         result: Any = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as failure:
-        return _complain(str(failure), 2)
+        cause = failure.__cause__
+        return _complain(f"--{explain(cause, Options)}" if isinstance(cause, ValidationError) else str(failure), 2)
     except ScattercubeError as failure:
         return _complain(str(failure), failure.exit_code)
     except KeyboardInterrupt:

@@ -86,7 +86,7 @@ def parse(model: type[M], values: Any, where: str, error: type[Exception]) -> M:
         # JSON mode: YAML has lists and strings where a model has tuples and literals.
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as failure:
-        raise error(f"{where}: {_explain(failure, model)}") from failure
+        raise error(f"{where}: {explain(failure, model)}") from failure
 
 
 def load_yaml(path: Path, error: type[Exception]) -> Any:
@@ -107,7 +107,8 @@ def load_spec(path: Path) -> Spec:
     return parse(Spec, load_yaml(path, SpecError), str(path), SpecError)
 
 
-def _explain(failure: ValidationError, model: type[BaseModel]) -> str:
+def explain(failure: ValidationError, model: type[BaseModel]) -> str:
+    """Return what is wrong with each field, in one line: the field, what was expected there, what was got."""
     lines = []
     for problem in failure.errors():
         field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
