@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from scattercube.pipeline.catalog import is_bare
+from scattercube.pipeline.catalog import described_entry
 from scattercube.pipeline.job import Job, Outcome, Prepared
 
 
@@ -54,7 +54,7 @@ def introduction(job: Job, prepared: Prepared) -> Iterator[str]:
     """Yield the first lines of a run: what it is about, an inferred entry in full, what the reader noticed."""
     entry, plan = prepared.entry, prepared.plan
     yield f"{entry.title}: {plan.signal_shape[0]:,} samples from {prepared.listing.uri}"
-    if is_bare(job.entry):
+    if described_entry(job.entry) is None:
         yield f"no entry was given; this one was inferred, and is saved as {prepared.places.entry_file}:"
         yield "\n".join(f"  {line}" for line in entry.to_yaml().splitlines())
     yield from (f"note: {note}" for note in prepared.listing.notes)

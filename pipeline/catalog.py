@@ -3,7 +3,6 @@
 An entry is one YAML file. ``catalogs/README.md`` describes every field for those who write one.
 """
 
-import difflib
 import os
 import re
 from importlib.resources import files
@@ -290,41 +289,23 @@ class Entry(Model):
 
 def list_entries() -> list[Entry]:
     """Return the catalogue's entries, by name."""
-    return [_named(name) for name in _names()]
+    return [_named(name) for name in entry_names()]
 
 
-def load_entry(name_or_path: str, data_root: Path) -> Entry:
-    """Return the entry that a user means: a catalogue name, an entry file, or an entry inferred from a bare archive.
-
-    A bare path is looked up from here, then in the data root. ``textures`` is the catalogue's, ``./textures`` a folder.
+def described_entry(name_or_path: str) -> Entry | None:
+    """Return a catalogue entry by its name, or the one in an entry file; None for anything else, a bare archive say.
 
     Raises
     ------
     EntryError
-        Nothing has that name, or the file is not a valid entry.
-    SourceError
-        The bare archive holds nothing that a reader knows.
+        The file is absent or not a valid entry.
     """
-    if name_or_path in _names():
+    if name_or_path in entry_names():
         return _named(name_or_path)
     path = Path(name_or_path).expanduser()
-    if not is_bare(name_or_path):
+    if path.suffix.lower() in (".yaml", ".yml"):
         return parse(Entry, load_yaml(path, EntryError), str(path), EntryError)
-    for found in (path, data_root / path):
-        if found.exists():
-            from scattercube.pipeline.sources.infer import infer  # sources know entries; only a bare archive needs both
-
-            return infer(found.resolve())
-    close = difflib.get_close_matches(name_or_path, _names(), n=3)
-    raise EntryError(
-        f"{name_or_path}: no catalogue entry of that name, and no file or folder here or in {data_root}"
-        f"{'; did you mean ' + ' or '.join(close) + '?' if close else ''}; the catalogue has: {', '.join(_names())}"
-    )
-
-
-def is_bare(name_or_path: str) -> bool:
-    """Whether ``load_entry`` infers the entry: what is given is neither a catalogue name nor an entry file."""
-    return name_or_path not in _names() and Path(name_or_path).suffix.lower() not in (".yaml", ".yml")
+    return None
 
 
 def data_root(flag: str | None = None) -> Path:
@@ -332,7 +313,8 @@ def data_root(flag: str | None = None) -> Path:
     return Path(flag or os.environ.get(DATA_VARIABLE) or "data").expanduser().absolute()
 
 
-def _names() -> list[str]:
+def entry_names() -> list[str]:
+    """Return the names in the catalogue, sorted."""
     folder = files("scattercube") / "catalogs"
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 from pydantic import Field
 
 from scattercube.pipeline import execute, extract, ingest
-from scattercube.pipeline.catalog import Entry, load_entry
+from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.catalog import data_root as find_data_root
 from scattercube.pipeline.errors import SpecError
 from scattercube.pipeline.execute import Cluster, Observer, Silence, Stage, connect, load_cluster
 from scattercube.pipeline.places import Places, local_root
 from scattercube.pipeline.plan import Plan, plan, ranges, refuse_what_cannot_fit
-from scattercube.pipeline.sources import Listing, scan
+from scattercube.pipeline.sources import Listing, load_entry, scan
 from scattercube.pipeline.spec import Model, Spec, load_spec
 from scattercube.pipeline.store import Store, replace_file
 

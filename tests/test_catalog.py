@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scattercube.pipeline import catalog
-from scattercube.pipeline.catalog import Entry, data_root, list_entries, load_entry
+from scattercube.pipeline.catalog import Entry, data_root, list_entries
 from scattercube.pipeline.errors import EntryError, SourceError
-from scattercube.pipeline.sources import locate, read, scan
+from scattercube.pipeline.sources import load_entry, locate, read, scan
 from scattercube.pipeline.spec import Model, Spec, parse
 
 README = (Path(__file__).parents[1] / "catalogs/README.md").read_text()

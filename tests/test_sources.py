@@ -24,9 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scattercube.pipeline.catalog import Entry, load_entry
+from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import EntryError, RecordError, SourceError
-from scattercube.pipeline.sources import Listing, containers, read, scan
+from scattercube.pipeline.sources import Listing, containers, load_entry, read, scan
 from scattercube.pipeline.spec import parse
 
 IMAGES = np.random.default_rng(7).integers(0, 256, (7, 5, 6), dtype=np.uint8)

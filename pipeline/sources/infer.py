@@ -1,5 +1,6 @@
 """A first entry for an archive that has none: what its files and folders say by themselves."""
 
+import difflib
 import glob
 import re
 from collections import Counter
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scattercube.pipeline.catalog import Entry
+from scattercube.pipeline.catalog import Entry, described_entry, entry_names
 from scattercube.pipeline.errors import EntryError, RecordError, SourceError
 from scattercube.pipeline.sources import arrays
 from scattercube.pipeline.sources.archive import Archive, open_archive, some
@@ -21,6 +22,33 @@ _LOOKED_AT = 64  # members whose size is looked at, spread over the archive
 _TRAIN_TEST = r"(?:^|/)(?P<split>train|test)/(?P<label>[^/]+)/"
 _LARGEST_J = 5
 _IDX_IMAGES, _IDX_LABELS = "images-idx3", "labels-idx1"
+
+
+def load_entry(name_or_path: str, data_root: Path) -> Entry:
+    """Return the entry that a user means: a catalogue name, an entry file, or an entry inferred from a bare archive.
+
+    A bare path is looked up from here, then in the data root. ``textures`` is the catalogue's, ``./textures`` a folder.
+
+    Raises
+    ------
+    EntryError
+        Nothing has that name, or the file is not a valid entry.
+    SourceError
+        The bare archive holds nothing that a reader knows.
+    """
+    entry = described_entry(name_or_path)
+    if entry is not None:
+        return entry
+    path = Path(name_or_path).expanduser()
+    for found in (path, data_root / path):
+        if found.exists():
+            return infer(found.resolve())
+    known = entry_names()
+    close = difflib.get_close_matches(name_or_path, known, n=3)
+    raise EntryError(
+        f"{name_or_path}: no catalogue entry of that name, and no file or folder here or in {data_root}"
+        f"{'; did you mean ' + ' or '.join(close) + '?' if close else ''}; the catalogue has: {', '.join(known)}"
+    )
 
 
 def infer(path: Path) -> Entry:
