@@ -22,7 +22,7 @@ SHARD_NBYTES = 16 << 20  # what one task writes: within the 8 to 64 MB that file
 CHUNK_NBYTES = 512 << 10  # what a reader fetches at least
 SMALL_SHARD_NBYTES = 1 << 20  # a small archive is cut finer, down to this, so that all workers have something to do
 SMALL_ARCHIVE_SHARDS = 16
-PROCESS_NBYTES = 200 << 20  # a worker that has imported what it needs and holds nothing yet
+PROCESS_NBYTES = 130 << 20  # a worker that has imported what it needs and holds nothing yet
 
 
 @dataclass(frozen=True, order=True)
