@@ -1,0 +1,389 @@
+"""Third stage: fit heads to a feature cube, and score them beside simple statistics of the pixels and beside chance."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scattercube.pipeline.errors import PlanError, StoreError
+from scattercube.pipeline.features import (
+    N_STATISTICS,
+    Layout,
+    Scaling,
+    flatten,
+    matrix,
+    pixel_statistics,
+    refuse_what_does_not_fit,
+    sample_blocks,
+)
+from scattercube.pipeline.heads import (
+    HEADS,
+    FittedHead,
+    Trained,
+    check_layout,
+    classify,
+    hold_out,
+    load_head,
+    scores,
+    train,
+)
+from scattercube.pipeline.places import Places
+from scattercube.pipeline.spec import digest
+from scattercube.pipeline.store import OK, open_cube, replace_file
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from scattercube.pipeline.catalog import FitOptions
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What ``fit`` did.
+
+    Attributes
+    ----------
+    fresh
+        False where the heads of the same inputs were there already, and no work was done.
+    scores
+        The content of ``scores.json``; None where there is nothing to fit.
+    nothing
+        Why there is nothing to fit; empty where there is.
+    """
+
+    fresh: bool
+    scores: dict[str, Any] | None
+    nothing: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One evaluation: rows of the matrix to fit on (the last ``n_held`` choose the penalty) and rows to score on.
+
+    Slices where the matrix may be standardised in place, index arrays where a copy must be taken.
+    """
+
+    train: slice | np.ndarray
+    n_held: int
+    test: slice | np.ndarray
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the samples are used.
+
+    Attributes
+    ----------
+    samples
+        The sample of the cube that each row of the matrix holds.
+    codes, classes
+        The class number of each row, and the labels by number.
+    parts
+        One for a given split, one a fold otherwise.
+    n_held
+        How many rows at the end of the matrix choose the penalty of the head that is saved, after folds.
+    kind, notes
+        ``split`` or ``folds``, and what a reader of the scores should know.
+    """
+
+    samples: np.ndarray
+    codes: np.ndarray
+    classes: tuple[str, ...]
+    parts: tuple[Part, ...]
+    n_held: int
+    kind: str
+    notes: tuple[str, ...]
+
+    @property
+    def tested(self) -> np.ndarray:
+        """The rows that are scored, ascending."""
+        rows = np.arange(len(self.codes))
+        return np.sort(np.concatenate([rows[part.test] for part in self.parts]))
+
+
+def fit(places: Places, options: "FitOptions", input_digest: str) -> FitResult:
+    """Fit and score the heads of ``options`` on the cube, and write ``scores.json`` and ``heads/<name>/``.
+
+    ``input_digest`` names the content of the cube: where it and the options are those of the scores that are there,
+    nothing is done.
+
+    Raises
+    ------
+    PlanError
+        The feature matrix does not fit into memory, or a head is unknown.
+    StoreError
+        The cube is not there, damaged, or not made from the chunk store beside it.
+    """
+    unknown = [name for name in options.heads if name not in HEADS]
+    if unknown:
+        raise PlanError(f"fit.heads: unknown head {unknown[0]!r}; known heads: {', '.join(HEADS)}")
+    inputs = digest([FORMAT, input_digest, list(options.heads), options.folds, options.seed])
+    target = places.fit / "scores.json"
+    held = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    whole = all((_head(places, name) / "head.json").exists() for name in held.get("heads", ()))
+    if whole and held.get("input_digest") == inputs:
+        return _result(held, fresh=False)
+    document: dict[str, Any] = {"format": FORMAT, "input_digest": inputs}
+    shutil.rmtree(places.fit / "heads", ignore_errors=True)
+    places.fit.mkdir(parents=True, exist_ok=True)
+    cube = open_cube(places.cube)
+    protocol = _protocol(cube, options)
+    document |= {"nothing": protocol} if isinstance(protocol, str) else _fit(places, cube, protocol, options)
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    replace_file(target, text.encode())
+    return _result(json.loads(text), fresh=True)
+
+
+def apply(head_folder: Path, cube_path: Path) -> "xr.Dataset":
+    """Classify every sample of a cube with a saved head.
+
+    Returns
+    -------
+    A Dataset with ``predicted_label`` (sample), empty where a sample is not ok, ``decision`` (sample, class) and the
+    cube's own coordinates of its samples.
+
+    Raises
+    ------
+    PlanError
+        The cube's features are not those that the head was fitted on; the message names the difference.
+    StoreError
+        The head or the cube is not there or damaged.
+    """
+    import xarray as xr
+
+    head, cube = load_head(head_folder), open_cube(cube_path)
+    check_layout(head, cube, str(cube_path))
+    features = cube["scattering"]
+    labels = np.full(features.sizes["sample"], "", dtype=object)
+    decision = np.full((len(labels), len(head.classes)), np.nan, np.float32)
+    for rows in sample_blocks(features):
+        labels[rows], decision[rows] = head.predict(features[rows].values)
+    return xr.Dataset(
+        {
+            "predicted_label": ("sample", labels, {"long_name": f"class with the largest decision value, {head.name}"}),
+            "decision": (("sample", "class"), decision, {"long_name": f"decision value, {head.name}", "units": "1"}),
+        },
+        coords={name: coord for name, coord in cube.coords.items() if coord.dims == ("sample",)}
+        | {"class": np.array(head.classes, dtype=object)},
+        attrs={"title": cube.attrs.get("title", ""), "head": json.dumps(dict(head.origin), ensure_ascii=False)},
+    )
+
+
+def _result(document: dict[str, Any], *, fresh: bool) -> FitResult:
+    nothing = document.get("nothing", "")
+    return FitResult(fresh, None if nothing else document, nothing)
+
+
+def _head(places: Places, name: str) -> Path:
+    return places.fit / "heads" / name
+
+
+def _fit(places: Places, cube: "xr.Dataset", protocol: Protocol, options: "FitOptions") -> dict[str, Any]:
+    """Fit, save and score heads on the features; score the same heads on pixel statistics."""
+    begin, chunks, layout = perf_counter(), open_cube(places.chunks), Layout.of(cube)
+    refuse_what_does_not_fit(len(protocol.samples), layout.n_features, copies=protocol.kind == "folds")
+    if not np.array_equal(cube["sample_id"].values, chunks["sample_id"].values):
+        raise StoreError(f"{places.cube}: its samples are not those of {places.chunks}; remove the cube and run again")
+
+    X = matrix(cube["scattering"], protocol.samples, layout.n_features, flatten)
+    seconds = {"read": perf_counter() - begin}
+    heads, scaling, refit = _evaluate(X, layout.groups, protocol, options.heads, refit=True)
+    seconds |= {name: sum(one["seconds"]) for name, one in heads.items()}
+    del X
+    origin = {
+        "entry_digest": cube.attrs.get("entry_digest", ""),
+        "spec_digest": layout.spec_digest,
+        "fitted_on": "the training part of the split"
+        if protocol.kind == "split"
+        else "all labelled samples, after scoring by folds",
+    }
+    for name, trained in refit.items():
+        head = FittedHead(
+            name=name,
+            classes=protocol.classes,
+            solution=trained.solution,
+            scaling=scaling,
+            layout=layout,
+            origin={**origin, "parameter": trained.parameter, "value": trained.value, "notes": trained.notes},
+        )
+        head.save(_head(places, name))
+
+    begin_baseline = perf_counter()
+    signal = chunks["signal"]
+    n_statistics = N_STATISTICS * signal.sizes.get("channel", 1)
+    statistics = matrix(signal, protocol.samples, n_statistics, pixel_statistics)
+    no_logs = np.full(n_statistics, -1)
+    baseline, _, _ = _evaluate(statistics, no_logs, protocol, options.heads, refit=False)
+    seconds["baseline"] = perf_counter() - begin_baseline
+    seconds["total"] = perf_counter() - begin
+
+    tested = protocol.codes[protocol.tested]
+    majority = int(np.bincount(protocol.codes[protocol.parts[0].train]).argmax())
+    document: dict[str, Any] = {
+        "classes": protocol.classes,
+        "n_features": layout.n_features,
+        "protocol": {
+            "kind": protocol.kind,
+            "n_samples": len(protocol.codes),
+            "n_test": len(tested),
+            "n_folds": len(protocol.parts) if protocol.kind == "folds" else 0,
+            "seed": options.seed,
+            "notes": protocol.notes,
+        },
+        "heads": {name: {key: value for key, value in one.items() if key != "seconds"} for name, one in heads.items()},
+        "baseline": {
+            name: {key: value for key, value in one.items() if key != "seconds"} for name, one in baseline.items()
+        },
+        "chance": {"label": protocol.classes[majority], "accuracy": float(np.mean(tested == majority))},
+    }
+    return document | {"summary": _summary(document), "seconds": seconds}
+
+
+def _protocol(cube: "xr.Dataset", options: "FitOptions") -> Protocol | str:
+    """Decide which samples are used and how: the split that the cube carries, else stratified folds.
+
+    Where there are no two classes to tell apart, say why instead.
+    """
+    n = cube.sizes["sample"]
+    labels = cube["label"].values.astype(object) if "label" in cube.coords else np.full(n, "", dtype=object)
+    split = cube["split"].values.astype(object) if "split" in cube.coords else np.full(n, "", dtype=object)
+    usable = (cube["status"].values == OK) & (labels != "") & (split != "unused")
+    if not usable.any():
+        return "no usable sample has a label"
+    kind = "split" if {"train", "test"} <= set(split[usable]) else "folds"
+    notes = []
+    if kind == "split" and (split[usable] == "").any():
+        notes.append(
+            f"{np.sum(split[usable] == '')} labelled samples belong to neither part of the split and are not used"
+        )
+        usable &= split != ""
+    if kind == "folds":
+        names, counts = np.unique(labels[usable], return_counts=True)
+        for name, count in zip(names[counts < 2], counts[counts < 2], strict=True):
+            notes.append(f"class {name!r} has {count} sample and is left out: folds need two")
+            usable &= labels != name
+    samples = np.flatnonzero(usable)
+    names, codes = np.unique(labels[samples], return_inverse=True)
+    training = split[samples] == "train" if kind == "split" else np.ones(len(samples), dtype=bool)
+    if len(set(codes[training])) < 2:
+        only = f"only the class {names[codes[training]][0]!r}" if training.any() and len(names) else "no class"
+        return f"{only} has enough samples to be fitted, and a classifier needs two"
+    unseen = sorted(set(names) - set(names[codes[training]]))
+    if unseen:
+        notes.append(
+            f"no training sample has the label {', '.join(map(repr, unseen))}: all of its test samples count as errors"
+        )
+
+    order, n_held = hold_out(codes[training], options.seed)
+    rows = np.concatenate([np.flatnonzero(training)[order], np.flatnonzero(~training)])
+    samples, codes = samples[rows], codes[rows]
+    if kind == "split":
+        n_train = int(training.sum())
+        parts = [Part(slice(0, n_train), n_held, slice(n_train, len(codes)))]
+    else:
+        from sklearn.model_selection import StratifiedKFold
+
+        n_folds = min(options.folds, int(np.bincount(codes).min()))
+        if n_folds < options.folds:
+            rarest = names[np.bincount(codes).argmin()]
+            notes.append(f"{n_folds} folds instead of {options.folds}: class {rarest!r} has {n_folds} samples")
+        parts = []
+        for fold, test in StratifiedKFold(n_folds, shuffle=True, random_state=options.seed).split(codes, codes):
+            inside, held = hold_out(codes[fold], options.seed)
+            parts.append(Part(fold[inside], held, test))
+    return Protocol(samples, codes, tuple(map(str, names)), tuple(parts), n_held, kind, tuple(notes))
+
+
+def _evaluate(
+    X: np.ndarray, groups: np.ndarray, protocol: Protocol, names: Sequence[str], *, refit: bool
+) -> tuple[dict[str, dict[str, Any]], Scaling, dict[str, Trained]]:
+    """Score heads on raw features ``X``, which is overwritten; return scores, and scaling and heads of the last fit.
+
+    With folds and ``refit`` the last fit is one more, on all rows.
+    """
+    n_classes = len(protocol.classes)
+    predicted = {name: np.full(len(X), -1) for name in names}
+    history: list[dict[str, Trained]] = []
+
+    def fit_part(rows: slice | np.ndarray, n_held: int) -> Scaling:
+        inside = X[rows]
+        scaling = Scaling.measure(inside, groups)
+        history.append(train(names, scaling.apply(inside), protocol.codes[rows], n_classes, n_held))
+        return scaling
+
+    for part in protocol.parts:
+        scaling = fit_part(part.train, part.n_held)
+        outside = scaling.apply(X[part.test])
+        for name, trained in history[-1].items():
+            predicted[name][part.test] = classify(scores(outside, trained.solution))
+    if refit and protocol.kind == "folds":
+        scaling = fit_part(slice(None), protocol.n_held)
+
+    results = {}
+    for name in names:
+        results[name] = score(protocol.codes, predicted[name], protocol.tested, protocol.classes)
+        ran = [trained[name] for trained in history]
+        results[name] |= {
+            "title": HEADS[name].title,
+            "parameter": ran[0].parameter,
+            "values": [one.value for one in ran[: len(protocol.parts)]],
+            "notes": sorted({note for one in ran for note in one.notes}),
+            "seconds": [one.seconds for one in ran],
+        }
+        if protocol.kind == "folds":
+            hits = [float(np.mean(predicted[name][part.test] == protocol.codes[part.test])) for part in protocol.parts]
+            results[name]["folds"] = {
+                "accuracy": hits,
+                "mean": float(np.mean(hits)),
+                "std": float(np.std(hits, ddof=1)),
+            }
+    return results, scaling, history[-1]
+
+
+def score(true: np.ndarray, predicted: np.ndarray, rows: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Compare class numbers on some rows: accuracies, per-class figures, and the confusion matrix (true, predicted).
+
+    ``error_se`` is the binomial standard error of the error rate. A class that is never predicted has precision 0.
+    """
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(confusion, (true[rows], predicted[rows]), 1)
+    hits, support, claimed = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall = hits / np.maximum(claimed, 1), hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(support + claimed, 1)
+    error = 1 - hits.sum() / len(rows)
+    return {
+        "accuracy": float(1 - error),
+        "error_rate": float(error),
+        "error_se": float(np.sqrt(error * (1 - error) / len(rows))),
+        "balanced_accuracy": float(recall[support > 0].mean()),
+        "per_class": [
+            {"label": label, "precision": p, "recall": r, "f1": f, "support": n}
+            for label, p, r, f, n in zip(
+                classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True
+            )
+        ],
+        "confusion": confusion.tolist(),
+    }
+
+
+def _summary(document: dict[str, Any]) -> str:
+    """One sentence: every head, the same heads on pixel statistics, and chance."""
+    protocol = document["protocol"]
+    heads = ", ".join(
+        f"{one['title']} {100 * one['accuracy']:.1f} ± {100 * one['error_se']:.1f} %"
+        for one in document["heads"].values()
+    )
+    how = f"by {protocol['n_folds']}-fold cross-validation of" if protocol["kind"] == "folds" else "on"
+    pixels = max(one["accuracy"] for one in document["baseline"].values())
+    chance = document["chance"]["accuracy"]
+    return (
+        f"Accuracy {how} {protocol['n_test']} samples of {len(document['classes'])} classes: {heads}; "
+        f"the same heads on pixel statistics at best {100 * pixels:.1f} %, chance {100 * chance:.1f} %."
+    )

@@ -1,0 +1,379 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.preprocessing import StandardScaler
+
+from scattercube.pipeline import features
+from scattercube.pipeline.catalog import FitOptions
+from scattercube.pipeline.errors import PlanError, StoreError
+from scattercube.pipeline.features import LOG_FRACTION, pixel_statistics
+from scattercube.pipeline.fit import apply, fit, score
+from scattercube.pipeline.heads import load_head
+from scattercube.pipeline.places import Places
+from tests.synthetic import SPEC, make_run, oriented_noise, write
+
+ANGLES = (0, 45, 90)
+RIDGE = FitOptions(heads=("ridge",))
+
+
+def labels_of(n_each: int, *names: str) -> list[str]:
+    return [name for name in names for _ in range(n_each)]
+
+
+@pytest.fixture
+def textures(tmp_path) -> Places:
+    """Three orientations, half of each for training; one sample quarantined, one unused, one without a label."""
+    signal = oriented_noise(ANGLES, 40)
+    split = ["train", "test"] * 60
+    split[2] = "unused"
+    labels = labels_of(40, "a", "b", "c")
+    labels[4] = ""
+    status = np.zeros(120, np.uint8)
+    status[0] = 1
+    return make_run(tmp_path, signal, labels, split, status)
+
+
+def test_scattering_tells_textures_apart_that_pixel_statistics_cannot(textures):
+    result = fit(textures, FitOptions(), "one")
+    scores = result.scores
+    assert result.fresh
+    assert scores["classes"] == ["a", "b", "c"]
+    assert scores["protocol"] | {"seed": 0} == {
+        "kind": "split",
+        "n_samples": 117,
+        "n_test": 60,
+        "n_folds": 0,
+        "seed": 0,
+        "notes": [],
+    }
+    for name in ("ridge", "logistic"):
+        assert scores["heads"][name]["accuracy"] > 0.95
+        assert scores["baseline"][name]["accuracy"] < 0.6
+    assert scores["chance"] == {"label": "b", "accuracy": pytest.approx(1 / 3)}
+    assert f"{100 * scores['heads']['ridge']['accuracy']:.1f}" in scores["summary"]
+    assert json.loads((textures.fit / "scores.json").read_text()) == scores
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("ridge", lambda v: RidgeClassifier(alpha=v)), ("logistic", lambda v: LogisticRegression(C=v, max_iter=3000))],
+)
+def test_the_saved_head_is_what_scikit_learn_makes_of_the_same_features(textures, name, make):
+    scores = fit(textures, FitOptions(heads=(name,)), "one").scores["heads"][name]
+    cube = xr.open_zarr(textures.cube, chunks=None)
+    usable = (cube.status.values == 0) & (cube.label.values != "") & (cube.split.values != "unused")
+    training, testing = (usable & (cube.split.values == part) for part in ("train", "test"))
+    S = cube.scattering.values.astype(np.float64)
+    means = S[training].mean(axis=(0, 2, 3))
+    logs = np.log(np.abs(S) + LOG_FRACTION * means[:, None, None])
+    X = np.where((cube.order.values == 0)[:, None, None], S, logs).reshape(len(S), -1)
+    scaler = StandardScaler().fit(X[training])
+    model = make(scores["values"][0]).fit(scaler.transform(X[training]), cube.label.values[training].astype(object))
+
+    labels, values = load_head(textures.fit / "heads" / name).predict(cube.scattering.values[usable])
+    decision = model.decision_function(scaler.transform(X[usable]))
+    if name == "logistic":  # scores of a softmax count up to a constant
+        values = values - values.mean(axis=1, keepdims=True)
+        decision -= decision.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(values, decision, atol=0.02 * np.abs(decision).max())
+    expected = model.predict(scaler.transform(X[testing]))
+    assert labels[testing[usable]].tolist() == expected.tolist()
+    assert scores["accuracy"] == pytest.approx(np.mean(expected == cube.label.values[testing]))
+
+
+def test_test_samples_have_no_part_in_the_fit(tmp_path):
+    signal = oriented_noise(ANGLES, 20)
+    split = np.array(["train", "test"] * 30)
+    labels = labels_of(20, "a", "b", "c")
+    one = make_run(tmp_path / "one", signal, labels, split)
+    signal[split == "test"] *= 50
+    other = make_run(tmp_path / "other", signal, labels, split)
+    for places in (one, other):
+        fit(places, FitOptions(), "x")
+    for name in ("ridge", "logistic"):
+        a, b = (load_head(places.fit / "heads" / name) for places in (one, other))
+        for part in ("solution", "scaling"):
+            for key, array in vars(getattr(a, part)).items():
+                np.testing.assert_array_equal(array, vars(getattr(b, part))[key])
+
+
+def test_the_same_cube_gives_the_same_scores(textures):
+    documents = []
+    for _ in range(2):
+        fit(textures, FitOptions(), "one")
+        text = (textures.fit / "scores.json").read_text()
+        documents.append(text[: text.index('"seconds"')])
+        (textures.fit / "scores.json").unlink()
+    assert documents[0] == documents[1]
+
+
+def test_a_second_fit_of_the_same_inputs_does_nothing(textures, monkeypatch):
+    first = fit(textures, RIDGE, "one")
+    with monkeypatch.context() as patch:
+        patch.setattr("scattercube.pipeline.fit.open_cube", lambda path: pytest.fail("the cube was opened"))
+        second = fit(textures, RIDGE, "one")
+    assert (first.fresh, second.fresh) == (True, False)
+    assert second.scores == first.scores
+    assert fit(textures, RIDGE, "two").fresh, "another cube"
+    assert fit(textures, FitOptions(heads=("ridge",), seed=1), "two").fresh, "other options"
+    (textures.fit / "heads" / "ridge" / "head.json").unlink()
+    assert fit(textures, FitOptions(heads=("ridge",), seed=1), "two").fresh, "a head is gone"
+
+
+def test_heads_of_earlier_options_do_not_linger(textures):
+    fit(textures, FitOptions(), "one")
+    fit(textures, RIDGE, "one")
+    assert [folder.name for folder in (textures.fit / "heads").iterdir()] == ["ridge"]
+
+
+# --- Folds ---
+
+
+def test_without_a_split_every_sample_is_scored_once(tmp_path):
+    places = make_run(tmp_path, oriented_noise(ANGLES, 15), labels_of(15, "a", "b", "c"))
+    scores = fit(places, FitOptions(heads=("ridge",), folds=4), "x").scores
+    ridge = scores["heads"]["ridge"]
+    assert (scores["protocol"]["kind"], scores["protocol"]["n_folds"], scores["protocol"]["n_test"]) == ("folds", 4, 45)
+    assert np.sum(ridge["confusion"], axis=1).tolist() == [15, 15, 15]
+    assert len(ridge["folds"]["accuracy"]) == len(ridge["values"]) == 4
+    assert ridge["folds"]["std"] == pytest.approx(np.std(ridge["folds"]["accuracy"], ddof=1))
+    assert ridge["accuracy"] > 0.9
+    assert "all labelled samples" in load_head(places.fit / "heads" / "ridge").origin["fitted_on"]
+
+
+def test_a_head_after_folds_is_fitted_on_everything(tmp_path):
+    signal, labels = oriented_noise(ANGLES, 15), labels_of(15, "a", "b", "c")
+    fit(folded := make_run(tmp_path / "folded", signal, labels), RIDGE, "x")
+    again = make_run(tmp_path / "again", np.concatenate([signal, signal]), labels * 2, ["train"] * 45 + ["test"] * 45)
+    fit(again, RIDGE, "x")
+    a, b = (load_head(places.fit / "heads" / "ridge") for places in (folded, again))
+    np.testing.assert_allclose(a.scaling.mean, b.scaling.mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_small_class_means_fewer_folds_and_a_single_sample_none(tmp_path):
+    signal = oriented_noise(ANGLES, 10)
+    labels = labels_of(10, "a", "b", "c")
+    labels[23:29] = [""] * 6
+    labels[29] = "lonely"
+    scores = fit(make_run(tmp_path, signal, labels), RIDGE, "x").scores
+    assert scores["classes"] == ["a", "b", "c"]
+    assert scores["protocol"]["n_folds"] == 3
+    notes = scores["protocol"]["notes"]
+    assert notes[0].startswith("class 'lonely' has 1 sample and is left out")
+    assert notes[1] == "3 folds instead of 5: class 'c' has 3 samples"
+
+
+def test_two_classes_of_colour_images(tmp_path):
+    grey = oriented_noise((0, 90), 20)
+    places = make_run(tmp_path, np.stack([grey, -grey, 2 * grey], axis=1), labels_of(20, "no", "yes"))
+    result = fit(places, FitOptions(folds=3), "x")
+    assert all(head["accuracy"] > 0.9 for head in result.scores["heads"].values())
+    cube = xr.open_zarr(places.cube, chunks=None)
+    labels, values = load_head(places.fit / "heads" / "logistic").predict(cube.scattering.values)
+    assert values.shape == (40, 2)
+    assert np.mean(labels == cube.label.values) > 0.95
+
+
+# --- Splits and labels that are odd ---
+
+
+def test_a_class_that_only_the_test_part_has_is_an_error_and_said(tmp_path):
+    labels = labels_of(10, "a", "b", "c")
+    split = ["train", "test"] * 10 + ["test"] * 10
+    scores = fit(make_run(tmp_path, oriented_noise(ANGLES, 10), labels, split), FitOptions(), "x").scores
+    assert "no training sample has the label 'c'" in scores["protocol"]["notes"][0]
+    for head in scores["heads"].values():
+        assert np.sum(head["confusion"][2]) == 10
+        assert np.sum(head["confusion"], axis=0)[2] == 0
+
+
+def test_samples_outside_a_given_split_are_not_used_and_said(tmp_path):
+    split = ["train", "test", ""] * 10
+    places = make_run(tmp_path, oriented_noise((0, 90), 15), labels_of(15, "a", "b"), split)
+    protocol = fit(places, RIDGE, "x").scores["protocol"]
+    assert (protocol["n_samples"], protocol["n_test"]) == (20, 10)
+    assert protocol["notes"] == ["10 labelled samples belong to neither part of the split and are not used"]
+
+
+def test_a_split_with_one_part_only_gives_folds(tmp_path):
+    places = make_run(tmp_path, oriented_noise((0, 90), 6), labels_of(6, "a", "b"), ["train"] * 12)
+    assert fit(places, RIDGE, "x").scores["protocol"]["kind"] == "folds"
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (None, "no usable sample has a label"),
+        ([""] * 8, "no usable sample has a label"),
+        (["same"] * 8, "only the class 'same' has enough samples"),
+        (list("abcdefgh"), "no class has enough samples"),
+    ],
+)
+def test_nothing_to_fit_is_a_result_not_an_error(tmp_path, labels, reason):
+    places = make_run(tmp_path, oriented_noise((0, 90), 4), labels)
+    for fresh in (True, False):
+        result = fit(places, RIDGE, "x")
+        assert result.scores is None
+        assert reason in result.nothing
+        assert result.fresh is fresh
+    assert not (places.fit / "heads").exists()
+
+
+def test_all_samples_quarantined_is_nothing_to_fit(tmp_path):
+    places = make_run(tmp_path, oriented_noise((0, 90), 4), labels_of(4, "a", "b"), status=np.ones(8))
+    assert fit(places, RIDGE, "x").nothing == "no usable sample has a label"
+
+
+# --- Refusals ---
+
+
+def test_an_unknown_head_is_refused_by_name(textures):
+    with pytest.raises(PlanError, match="unknown head 'forest'; known heads: ridge, logistic"):
+        fit(textures, FitOptions(heads=("forest",)), "x")
+
+
+def test_a_matrix_that_memory_cannot_hold_is_refused_before_it_is_made(textures, monkeypatch):
+    monkeypatch.setattr(features, "available_nbytes", lambda: 1000)
+    with pytest.raises(PlanError, match=r"117 samples × 400 features need .* GB .* larger J"):
+        fit(textures, RIDGE, "x")
+
+
+def test_available_memory_is_a_plausible_number_of_bytes():
+    assert 1 << 20 < features.available_nbytes() < 1 << 50
+
+
+def test_a_cube_of_other_samples_is_refused(textures):
+    chunks = xr.open_zarr(textures.chunks).load()
+    chunks["sample_id"] = chunks["sample_id"].astype(object) + "!"
+    write(chunks.drop_encoding(), textures.chunks)
+    with pytest.raises(StoreError, match="its samples are not those of"):
+        fit(textures, RIDGE, "x")
+
+
+def test_numbers_that_are_not_finite_name_their_sample(textures):
+    cube = xr.open_zarr(textures.cube, chunks=None)
+    cube["scattering"][7, 0, 0, 0] = np.nan
+    with pytest.raises(StoreError, match=r"sample image-007\.png has status ok and values that are not finite"):
+        features.matrix(cube["scattering"].load(), np.array([9, 7]), 400, features.flatten)
+
+
+# --- Applying a head ---
+
+
+def test_a_head_is_applied_to_another_cube(textures, tmp_path):
+    fit(textures, RIDGE, "x")
+    status = np.zeros(30, np.uint8)
+    status[3] = 1
+    other = make_run(tmp_path / "other", oriented_noise(ANGLES, 10, seed=8), status=status)
+    applied = apply(textures.fit / "heads" / "ridge", other.cube)
+    truth = np.array(labels_of(10, "a", "b", "c"))
+    usable = status == 0
+    assert np.mean(applied.predicted_label.values[usable] == truth[usable]) > 0.9
+    assert applied.predicted_label.values[3] == ""
+    assert np.isnan(applied.decision.values[3]).all()
+    assert applied.decision.dims == ("sample", "class")
+    assert applied["class"].values.tolist() == ["a", "b", "c"]
+    assert applied.sample_id.values[5] == "image-005.png"
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "message"),
+    [
+        ({"J": 3}, 16, "the Spec has J=3 where the head has J=2"),
+        ({"padding": "support"}, 16, "the Spec has padding=support where the head has padding=minimal"),
+        ({}, 24, r"a sample has \{'path': 25, 'y': 6, 'x': 6\} where the head has \{'path': 25, 'y': 4, 'x': 4\}"),
+    ],
+)
+def test_a_cube_of_other_features_is_refused_by_the_difference(textures, tmp_path, spec, size, message):
+    fit(textures, RIDGE, "x")
+    other = make_run(tmp_path / "other", oriented_noise((0,), 2, size=size), spec=SPEC.model_copy(update=spec))
+    with pytest.raises(PlanError, match=message):
+        apply(textures.fit / "heads" / "ridge", other.cube)
+
+
+def test_a_cube_of_other_channels_is_refused(tmp_path):
+    colour = np.stack([oriented_noise((0, 90), 6)] * 3, axis=1)
+    fit(places := make_run(tmp_path / "one", colour, labels_of(6, "a", "b")), RIDGE, "x")
+    other = make_run(tmp_path / "two", colour)
+    cube = xr.open_zarr(other.cube).load().assign_coords(channel=np.array(["u", "v", "w"], dtype=object))
+    write(cube.drop_encoding(), other.cube)
+    with pytest.raises(PlanError, match="coordinate 'channel' has other values"):
+        apply(places.fit / "heads" / "ridge", other.cube)
+
+
+# --- Figures ---
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_scores_are_those_of_scikit_learn(pairs):
+    true, predicted = np.array(pairs).T
+    found = score(true, predicted, np.arange(len(true)), "abcd")
+    matrix = metrics.confusion_matrix(true, predicted, labels=range(4))
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        true, predicted, labels=range(4), zero_division=0
+    )
+    assert found["confusion"] == matrix.tolist()
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(true, predicted))
+    assert found["balanced_accuracy"] == pytest.approx(recall[support > 0].mean())
+    for row, expected in zip(found["per_class"], zip("abcd", precision, recall, f1, support, strict=True), strict=True):
+        assert tuple(row.values()) == pytest.approx(expected) if row["support"] else row["recall"] == 0
+    e, n = found["error_rate"], len(true)
+    assert found["error_se"] == pytest.approx(stats.binom(n, e).std() / n, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 9), (4, 3, 6, 5)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_pixel_statistics_are_those_of_scipy(shape, dtype):
+    signal = (np.random.default_rng(0).gamma(2, 20, shape)).astype(dtype)
+    found = pixel_statistics(signal)
+    flat = signal.reshape(*shape[:-2], -1).astype(np.float64)
+    expected = np.stack(
+        [
+            flat.mean(-1),
+            flat.std(-1),
+            stats.skew(flat, axis=-1),
+            stats.kurtosis(flat, axis=-1),
+            flat.min(-1),
+            flat.max(-1),
+            *(np.percentile(flat, q, axis=-1) for q in (5, 25, 50, 75, 95)),
+        ],
+        axis=-1,
+    )
+    np.testing.assert_allclose(found, expected.reshape(shape[0], -1), rtol=1e-5, atol=1e-6)
+
+
+def test_pixel_statistics_of_a_constant_image_are_finite():
+    assert np.isfinite(pixel_statistics(np.full((2, 4, 4), 7, np.uint8))).all()
+
+
+def test_the_matrix_holds_the_chosen_samples_in_the_chosen_order(textures):
+    cube = xr.open_zarr(textures.cube, chunks=None)
+    samples = np.array([90, 3, 119, 44])
+    found = features.matrix(cube["scattering"], samples, 400, features.flatten)
+    np.testing.assert_array_equal(found, cube["scattering"].values[samples].reshape(4, -1))
+
+
+def test_only_blocks_that_hold_chosen_samples_are_read(textures, monkeypatch):
+    cube = xr.open_zarr(textures.cube, chunks=None)
+    seen = []
+    features.matrix(
+        cube["scattering"], np.array([1, 50]), 400, lambda block: seen.append(len(block)) or features.flatten(block)
+    )
+    assert seen == [1, 1]
+
+
+def test_scores_lie_where_places_says(textures):
+    fit(textures, RIDGE, "x")
+    assert {str(p.relative_to(textures.fit)) for p in Path(textures.fit).rglob("*") if p.is_file()} == {
+        "scores.json",
+        "heads/ridge/head.json",
+        "heads/ridge/head.npz",
+    }
