@@ -5,11 +5,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from scattercube.flows.summary import gigabytes, prefect_server
+from scattercube.flows.summary import prefect_server
 from scattercube.pipeline.catalog import Entry, data_root, list_entries
 from scattercube.pipeline.errors import ScattercubeError
 from scattercube.pipeline.execute import machine
 from scattercube.pipeline.places import local_root, refuse_unwritable
+from scattercube.pipeline.plan import in_words
 from scattercube.pipeline.sources import locate
 
 
@@ -36,7 +37,7 @@ def examine(store: str, data: str | None) -> list[Finding]:
             "scattercube", f"{found.pop('scattercube')} on Python {found.pop('python')}, {platform.platform()}", True
         ),
         Finding("libraries", ", ".join(f"{name} {number}" for name, number in found.items()), True),
-        Finding("cores, memory", f"{cores}, {gigabytes(memory_nbytes)}", True),
+        Finding("cores, memory", f"{cores}, {in_words(memory_nbytes)}", True),
         Finding("kernels", "portable NumPy and SciPy primitives", True),
         Finding("GPU", "usable" if problem is None else f"none: {problem}", True if problem is None else None),
         Finding("Prefect", prefect_server()),
@@ -62,4 +63,4 @@ def _store(store: str) -> Finding:
         free = shutil.disk_usage(refuse_unwritable(root)).free
     except ScattercubeError as failure:
         return Finding("store", str(failure), False)
-    return Finding("store", f"{root}, writable, {gigabytes(free)} free", True)
+    return Finding("store", f"{root}, writable, {in_words(free)} free", True)

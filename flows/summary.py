@@ -8,14 +8,7 @@ from rich.table import Table
 
 from scattercube.pipeline.catalog import described_entry
 from scattercube.pipeline.job import Job, Outcome, Prepared
-
-
-def gigabytes(nbytes: float) -> str:
-    """Write a number of bytes for people."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= size:
-            return f"{nbytes / size:.1f} {unit}"
-    return f"{nbytes:.0f} bytes"
+from scattercube.pipeline.plan import in_words
 
 
 def prefect_server() -> str:
@@ -36,10 +29,10 @@ def plan_table(prepared: Prepared) -> Table:
         "archive": listing.uri,
         "samples": f"{plan.signal_shape[0]:,} of {'×'.join(map(str, listing.shape))} {listing.dtype}",
         "Spec": f"{prepared.spec.digest}: {parameters}",
-        "chunk store": f"{gigabytes(plan.signal_nbytes)} in {len(plan.signal_grid.keys)} shards",
-        "feature cube": f"{'×'.join(map(str, plan.feature_shape))}, {gigabytes(plan.feature_nbytes)} "
-        f"in {len(plan.feature_grid.keys)} shards of {gigabytes(per_key)}",
-        "one worker": f"about {gigabytes(plan.worker_nbytes)} of memory",
+        "chunk store": f"{in_words(plan.signal_nbytes)} in {len(plan.signal_grid.keys)} shards",
+        "feature cube": f"{'×'.join(map(str, plan.feature_shape))}, {in_words(plan.feature_nbytes)} "
+        f"in {len(plan.feature_grid.keys)} shards of {in_words(per_key)}",
+        "one worker": f"about {in_words(plan.worker_nbytes)} of memory",
         "cube": str(prepared.places.cube),
         "page": str(prepared.places.page),
     }

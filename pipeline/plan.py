@@ -137,12 +137,12 @@ def refuse_what_cannot_fit(plan: Plan, root: Path, worker_memory_nbytes: int | N
     needed = plan.signal_nbytes + plan.feature_nbytes
     if needed > free:
         raise PlanError(
-            f"{root}: the run may write {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            f"{root}: the run may write {in_words(needed)} and {in_words(free)} are free; "
             "choose another --store, a larger J, fewer orders, or --limit N"
         )
     if worker_memory_nbytes is not None and plan.worker_nbytes > worker_memory_nbytes:
         raise PlanError(
-            f"a worker needs about {plan.worker_nbytes / 1e9:.1f} GB and may use {worker_memory_nbytes / 1e9:.1f} GB; "
+            f"a worker needs about {in_words(plan.worker_nbytes)} and may use {in_words(worker_memory_nbytes)}; "
             "raise `memory` in the cluster file, or use fewer workers, smaller images or a larger J"
         )
 
@@ -151,6 +151,15 @@ def ranges(keys: tuple[ChunkKey, ...], most: int = 20, least: int = 16) -> list[
     """Cut keys into at most about ``most`` contiguous ranges of at least ``least`` keys: one orchestrated task each."""
     length = max(least, ceil(len(keys) / most))
     return [keys[start : start + length] for start in range(0, len(keys), length)]
+
+
+def in_words(nbytes: float) -> str:
+    """Write a number of bytes for people, with three significant figures."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"
 
 
 def extent(grid: Grid) -> Mapping[str, int]:

@@ -11,6 +11,7 @@ import yaml
 
 from scattercube.pipeline import charts
 from scattercube.pipeline.places import Places
+from scattercube.pipeline.plan import in_words
 from scattercube.pipeline.store import ABSENT, OK, QUARANTINED, Store, open_cube, replace_file
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def report(places: Places) -> Path:
     scores = fitted if "heads" in fitted else None
     ok = np.flatnonzero(cube["status"].values == OK)
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-    page.filters |= {"nbytes": _nbytes, "percent": _percent, "figure": _figure}
+    page.filters |= {"nbytes": in_words, "percent": _percent, "figure": _figure}
     html = page.get_template("report.html.j2").render(
         title=cube.attrs.get("title") or places.entry_name,
         places=places,
@@ -58,7 +59,7 @@ def report(places: Places) -> Path:
         best=_best(scores) if scores else None,
         nothing=fitted.get("nothing", "no head has been fitted to this cube yet"),
         bad=_bad(journals["ingest"]),
-        stages=[_stage(name, events, run) for name, events in journals.items() if events],
+        stages=[_stage(name, events) for name, events in journals.items() if events],
         run=run,
         versions=json.loads(cube.attrs.get("versions", "{}")),
         checksums=json.dumps(json.loads(cube.attrs.get("input_checksums", "{}")), indent=1, ensure_ascii=False),
@@ -235,33 +236,22 @@ def _bad(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"n": len(rows), "reasons": Counter(row["reason"] for row in rows).most_common(), "rows": rows[:BAD_ROWS]}
 
 
-def _stage(name: str, events: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, Any]:
-    """Add up the journal of a stage, whatever run wrote it; the wall time is the last run's."""
+def _stage(name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up the journal of a stage, whatever run wrote it."""
     parts = {part: sum(event[f"{part}_s"] for event in events) for part in ("read", "compute", "write")}
     total = {part: sum(event[part] for event in events) for part in ("n_samples", "nbytes_in", "nbytes_out")}
     busy = max(sum(parts.values()), 1e-9)
-    last: dict[str, Any] = next((phase for phase in run.get("phases", ()) if phase["name"] == name), {})
     return {
         "name": name,
         "n_keys": len(events),
         "parts": parts,
         "shares": {part: seconds / busy for part, seconds in parts.items()},
-        "busy_s": busy,
-        "workers": len({event["worker"] for event in events}),
+        "peak_nbytes": max((event.get("peak_nbytes", 0) for event in events), default=0),
         "retried": sum(event["attempt"] > 1 for event in events),
         "samples_per_s": total["n_samples"] / busy,
         "nbytes_in_per_s": total["nbytes_in"] / busy,
         "nbytes_out_per_s": total["nbytes_out"] / busy,
-        "last": last,
-    } | total
-
-
-def _nbytes(n: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"
+    }
 
 
 def _percent(share: float) -> str:
