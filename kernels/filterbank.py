@@ -12,7 +12,7 @@ References
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,6 +23,8 @@ from scattercube.kernels.device import Constant
 
 Shape = tuple[int, ...]
 Slices = tuple[slice, ...]
+
+_CACHE_NBYTES = 1 << 19  # of a core, shared with what is read
 
 
 # --- Spectra on boxes, in any number of dimensions ---
@@ -116,19 +118,26 @@ class Bank:
     out: Shape
 
     @classmethod
-    def of(cls, boxes: Iterable[Box], n_filters: int, grid: Shape, out: Shape) -> Self:
-        """Arrange boxes that fit ``grid``, holding one of them at a time."""
-        stacks: dict[Shape, NDArray[Any]] = {}
+    def of(cls, boxes: Sequence[Box], grid: Shape, out: Shape) -> Self:
+        """Arrange boxes that fit ``grid``."""
+        pieces: dict[Shape, list[tuple[int, Slices, Slices]]] = {}
         for f, box in enumerate(boxes):
             for parts in itertools.product(*(_split(lo, hi, n) for (lo, hi), n in zip(box.spans, out, strict=True))):
                 block = tuple((a - a % n) % N for (a, _), n, N in zip(parts, out, grid, strict=True))
                 source = tuple(slice(a - o, b - o) for (a, b), o in zip(parts, box.origin, strict=True))
                 target = tuple(slice(a % n, a % n + b - a) for (a, b), n in zip(parts, out, strict=True))
-                if block not in stacks:
-                    stacks[block] = np.zeros((n_filters, *out), box.weights.dtype)
-                stacks[block][f][target] = box.weights[source]
-        blocks = tuple(sorted(stacks))
-        weights = np.stack([np.moveaxis(stacks[block], 0, -1) for block in blocks], axis=-1)
+                pieces.setdefault(block, []).append((f, source, target))
+        blocks = tuple(sorted(pieces))
+        weights = np.zeros((*out, len(boxes), len(blocks)), boxes[0].weights.dtype)
+        step = max(1, _CACHE_NBYTES // weights[0].nbytes)  # rows that stay in cache while all filters are written
+        for start in range(0, out[0], step):
+            for b, block in enumerate(blocks):
+                for f, source, target in pieces[block]:
+                    lo, hi = max(start, target[0].start), min(start + step, target[0].stop)
+                    if lo < hi:
+                        shift = source[0].start - target[0].start
+                        there: tuple[slice | int, ...] = (slice(lo, hi), *target[1:], f, b)
+                        weights[there] = boxes[f].weights[(slice(lo + shift, hi + shift), *source[1:])]
         return cls(Constant(weights), blocks, grid, out)
 
 

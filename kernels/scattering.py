@@ -237,8 +237,8 @@ class Scattering2D:
         banks = {}
         for j in range(self.J if self.max_order else 0):
             for resolution in range(max(j, 1) if self.max_order > 1 else 1):
-                boxes = (self._wavelet(j, theta, resolution) for theta in range(self.L))
-                banks[resolution, j] = Bank.of(boxes, self.L, self._grid(resolution), self._grid(j))
+                boxes = [self._wavelet(j, theta, resolution) for theta in range(self.L)]
+                banks[resolution, j] = Bank.of(boxes, self._grid(resolution), self._grid(j))
         return banks
 
     def _halo(self) -> int:

@@ -27,7 +27,7 @@ def random_bank(rng, grid, out, dtype, n_filters):
         shape = [int(rng.integers(1, N + 1)) for N in grid]
         origin = tuple(int(rng.integers(-(N // 2), N - w + 1)) for N, w in zip(grid, shape, strict=True))
         boxes.append(Box(origin, rng.standard_normal(shape).astype(dtype)))
-    return boxes, Bank.of(boxes, n_filters, grid, out)
+    return boxes, Bank.of(boxes, grid, out)
 
 
 def naive_modulus(x, box, grid, out):
