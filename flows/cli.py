@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scattercube import __version__
-from scattercube.flows.progress import Bar
+from scattercube.flows.progress import PLAIN, Bar
 from scattercube.flows.summary import conclusion, introduction, plan_table, prefect_server
 from scattercube.pipeline.errors import ScattercubeError
 from scattercube.pipeline.job import Job, Options, Phase, prepare
@@ -33,8 +33,8 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-say = Console(highlight=False, soft_wrap=True)
-warn = Console(stderr=True, highlight=False, soft_wrap=True)
+say = Console(**PLAIN)
+warn = Console(stderr=True, **PLAIN)
 
 Common = Annotated[Options, Parameter(name="*")]
 DEFAULTS = Options()
@@ -136,8 +136,9 @@ def doctor(*, store: str = "store", data: str | None = None) -> int:
 
     rows = examine(store, data)
     table = Table("", "what", "found", show_header=False, box=None)
+    marks = {True: Text("✓", "green"), False: Text("✗", "red"), None: Text("·")}
     for row in rows:
-        table.add_row({True: "[green]✓[/]", False: "[red]✗[/]", None: "·"}[row.fine], row.what, row.found)
+        table.add_row(marks[row.fine], row.what, row.found)
     say.print(table)
     return 0 if all(row.fine is not False for row in rows) else 1
 

@@ -3,14 +3,17 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self, cast
+from typing import Any, Self, cast
 from uuid import UUID
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from scattercube.pipeline.execute import Observer, StepEvent
 
+# For consoles: names of files and labels are any text, and must not be read as markup.
+PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}
 ARTIFACT_SECONDS = 2.0  # an artifact is a request to the server; a bar is not
 
 
@@ -55,7 +58,7 @@ class Bar:
         rate = f"{self.samples / seconds:,.0f} samples/s"
         self.progress.update(self.task, advance=1, rate=rate)
         for record in event.bad:
-            self.console.print(f"[yellow]quarantined[/] {record['source']}: {record['message']}", highlight=False)
+            self.console.print(Text("quarantined ", "yellow"), f"{record['sample_id']}: {record['message']}", sep="")
         if self.remaining == 0:
             self.close()
             self.console.print(f"{self.stage:<8} {self.samples:,} samples in {seconds:.1f} s, {rate}")

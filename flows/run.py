@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from rich.console import Console
 
 from scattercube.flows.artifacts import publish_artifacts
-from scattercube.flows.progress import All, Bar, ProgressArtifact
+from scattercube.flows.progress import PLAIN, All, Bar, ProgressArtifact
 from scattercube.pipeline import job as pipeline_job
 from scattercube.pipeline.errors import ChunkError, ScattercubeError
 from scattercube.pipeline.job import Job, Outcome, Prepared
@@ -27,7 +27,7 @@ prepared_before: ContextVar[Prepared | None] = ContextVar("prepared_before", def
 @flow(name="scattercube", flow_run_name="{job.entry}", persist_result=False)
 def run(job: Job) -> Outcome:
     """Bring the cube, the fit and the page of one entry up to date. Doing it again does nothing."""
-    with Bar(Console(stderr=True)) as bar:
+    with Bar(Console(stderr=True, **PLAIN)) as bar:
         outcome = pipeline_job.run(
             job, call=call_as_task, observer=All([bar, ProgressArtifact()]), prepared=prepared_before.get()
         )

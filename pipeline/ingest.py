@@ -57,7 +57,8 @@ def _step(
                     "sample_id": str(rows["sample_id"][index]),
                     "source": str(rows["source"][index]),
                     "reason": sample.reason,
-                    "message": str(sample),
+                    # The record is named beside its message already.
+                    "message": str(sample).removeprefix(f"{rows['member'][index]}: "),
                 }
             )
         else:

@@ -136,3 +136,11 @@ def test_the_doctor_finds_what_is_wrong(capsys, tmp_path):
     code, said = call(capsys, "doctor", "--store", "/proc/none")
     assert code == 1
     assert "✗" in said
+
+
+def test_names_that_look_like_markup_are_only_names(capsys, archive, tmp_path):
+    hostile = tmp_path / "photos" / "along" / "[red]x[bold].png"
+    hostile.write_bytes(b"no picture")
+    code, said = call(capsys, "ingest", archive, "--store", tmp_path / "store", "--direct", "--serial")
+    assert code == 0
+    assert "quarantined along/[red]x[bold].png: " in said
