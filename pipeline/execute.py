@@ -7,6 +7,7 @@ idempotent, because a key may run more than once: a worker can die after it wrot
 
 import contextlib
 import errno
+import importlib.util
 import logging
 import os
 import sys
@@ -312,6 +313,19 @@ def load_cluster(path: Path) -> Cluster:
     return cluster
 
 
+def refuse_without_device(cluster: Cluster) -> None:
+    """Raise PlanError, saying what is missing, when a cluster needs a GPU and this machine has none."""
+    if cluster.kind != "cuda":
+        return
+    from scattercube.kernels.device import cuda_problem
+
+    problem = cuda_problem()
+    if problem is None and importlib.util.find_spec("dask_cuda") is None:
+        problem = "dask-cuda is not installed; install the extra scattercube[cuda12] or scattercube[cuda13]"
+    if problem is not None:
+        raise PlanError(f"cluster kind cuda: {problem}")
+
+
 @contextlib.contextmanager
 def connect(cluster: Cluster) -> "Iterator[Client]":
     """Start or reach a cluster; yield its client, and close what was started, with a time limit.
@@ -319,7 +333,7 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
     Raises
     ------
     PlanError
-        A GPU cluster was asked for and this machine cannot have one, or no scheduler answers at the address.
+        No scheduler answers at the address.
     """
     from distributed import Client
 
@@ -359,11 +373,6 @@ def _start(cluster: Cluster) -> Any:
         from distributed import LocalCluster
 
         return LocalCluster(**options)
-    from scattercube.kernels.device import cuda_problem
-
-    problem = cuda_problem()
-    if problem is not None:
-        raise PlanError(f"cluster kind cuda: {problem}")
     from dask_cuda import LocalCUDACluster
 
     # Without the external allocator CuPy would keep a pool of its own beside RMM's.

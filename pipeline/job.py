@@ -123,6 +123,7 @@ def prepare(job: Job) -> Prepared:
     cluster = load_cluster(Path(job.cluster)) if job.cluster else Cluster()
     if job.serial and job.cluster:
         raise SpecError(f"--serial and --cluster {job.cluster}: choose one")
+    execute.refuse_without_device(cluster)
     listing = scan(entry, data_root)
     planned = plan(spec, len(listing.columns["sample_id"]), listing.shape, listing.dtype)
     refuse_what_cannot_fit(planned, root, None if job.serial else cluster.worker_nbytes())

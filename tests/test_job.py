@@ -249,3 +249,4 @@ def test_a_gpu_cluster_without_a_gpu_says_what_is_missing(archive, tmp_path):
     cluster = Path(__file__).parents[1] / "deploy" / "clusters" / "one-gpu.yaml"
     with pytest.raises(PlanError, match="cluster kind cuda: "):
         run(job(archive, tmp_path / "store", serial=False, cluster=str(cluster)))
+    assert not (tmp_path / "store").exists()
