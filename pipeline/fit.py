@@ -27,14 +27,14 @@ from scattercube.pipeline.heads import (
     Trained,
     check_layout,
     classify,
-    hold_out,
     load_head,
     scores,
     train,
 )
 from scattercube.pipeline.places import Places
+from scattercube.pipeline.protocol import Protocol, choose_protocol
 from scattercube.pipeline.spec import digest
-from scattercube.pipeline.store import OK, open_cube, replace_file
+from scattercube.pipeline.store import open_cube, replace_file
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,51 +63,6 @@ class FitResult:
     nothing: str = ""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One evaluation: rows of the matrix to fit on (the last ``n_held`` choose the penalty) and rows to score on.
-
-    Slices where the matrix may be standardised in place, index arrays where a copy must be taken.
-    """
-
-    train: slice | np.ndarray
-    n_held: int
-    test: slice | np.ndarray
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How the samples are used.
-
-    Attributes
-    ----------
-    samples
-        The sample of the cube that each row of the matrix holds.
-    codes, classes
-        The class number of each row, and the labels by number.
-    parts
-        One for a given split, one a fold otherwise.
-    n_held
-        How many rows at the end of the matrix choose the penalty of the head that is saved, after folds.
-    kind, notes
-        ``split`` or ``folds``, and what a reader of the scores should know.
-    """
-
-    samples: np.ndarray
-    codes: np.ndarray
-    classes: tuple[str, ...]
-    parts: tuple[Part, ...]
-    n_held: int
-    kind: str
-    notes: tuple[str, ...]
-
-    @property
-    def tested(self) -> np.ndarray:
-        """The rows that are scored, ascending."""
-        rows = np.arange(len(self.codes))
-        return np.sort(np.concatenate([rows[part.test] for part in self.parts]))
-
-
 def fit(places: Places, options: "FitOptions", input_digest: str) -> FitResult:
     """Fit and score the heads of ``options`` on the cube, and write ``scores.json`` and ``heads/<name>/``.
 
@@ -134,7 +89,7 @@ def fit(places: Places, options: "FitOptions", input_digest: str) -> FitResult:
     shutil.rmtree(places.fit / "heads", ignore_errors=True)
     places.fit.mkdir(parents=True, exist_ok=True)
     cube = open_cube(places.cube)
-    protocol = _protocol(cube, options)
+    protocol = choose_protocol(cube, options)
     document |= {"nothing": protocol} if isinstance(protocol, str) else _fit(places, cube, protocol, options)
     text = json.dumps(document, indent=1, ensure_ascii=False)
     replace_file(target, text.encode())
@@ -244,61 +199,6 @@ def _fit(places: Places, cube: "xr.Dataset", protocol: Protocol, options: "FitOp
         "chance": {"label": protocol.classes[majority], "accuracy": float(np.mean(tested == majority))},
     }
     return document | {"summary": _summary(document), "seconds": seconds}
-
-
-def _protocol(cube: "xr.Dataset", options: "FitOptions") -> Protocol | str:
-    """Decide which samples are used and how: the split that the cube carries, else stratified folds.
-
-    Where there are no two classes to tell apart, say why instead.
-    """
-    n = cube.sizes["sample"]
-    labels = cube["label"].values.astype(object) if "label" in cube.coords else np.full(n, "", dtype=object)
-    split = cube["split"].values.astype(object) if "split" in cube.coords else np.full(n, "", dtype=object)
-    usable = (cube["status"].values == OK) & (labels != "") & (split != "unused")
-    if not usable.any():
-        return "no usable sample has a label"
-    kind = "split" if {"train", "test"} <= set(split[usable]) else "folds"
-    notes = []
-    if kind == "split" and (split[usable] == "").any():
-        notes.append(
-            f"{np.sum(split[usable] == '')} labelled samples belong to neither part of the split and are not used"
-        )
-        usable &= split != ""
-    if kind == "folds":
-        names, counts = np.unique(labels[usable], return_counts=True)
-        for name, count in zip(names[counts < 2], counts[counts < 2], strict=True):
-            notes.append(f"class {name!r} has {count} sample and is left out: folds need two")
-            usable &= labels != name
-    samples = np.flatnonzero(usable)
-    names, codes = np.unique(labels[samples], return_inverse=True)
-    training = split[samples] == "train" if kind == "split" else np.ones(len(samples), dtype=bool)
-    if len(set(codes[training])) < 2:
-        only = f"only the class {names[codes[training]][0]!r}" if training.any() and len(names) else "no class"
-        return f"{only} has enough samples to be fitted, and a classifier needs two"
-    unseen = sorted(set(names) - set(names[codes[training]]))
-    if unseen:
-        notes.append(
-            f"no training sample has the label {', '.join(map(repr, unseen))}: all of its test samples count as errors"
-        )
-
-    order, n_held = hold_out(codes[training], options.seed)
-    rows = np.concatenate([np.flatnonzero(training)[order], np.flatnonzero(~training)])
-    samples, codes = samples[rows], codes[rows]
-    if kind == "split":
-        n_train = int(training.sum())
-        parts = [Part(slice(0, n_train), n_held, slice(n_train, len(codes)))]
-    else:
-        from sklearn.model_selection import StratifiedKFold
-
-        n_folds = min(options.folds, int(np.bincount(codes).min()))
-        if n_folds < options.folds:
-            rarest = names[np.bincount(codes).argmin()]
-            notes.append(f"{n_folds} folds instead of {options.folds}: class {rarest!r} has {n_folds} samples")
-        parts = []
-        for fold, test in StratifiedKFold(n_folds, shuffle=True, random_state=options.seed).split(codes, codes):
-            inside, held = hold_out(codes[fold], options.seed)
-            parts.append(Part(fold[inside], held, test))
-    return Protocol(samples, codes, tuple(map(str, names)), tuple(parts), n_held, kind, tuple(notes))
 
 
 def _evaluate(

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def make_run(
     status: np.ndarray | None = None,
     spec: Spec = SPEC,
     name: str = "synthetic",
+    columns: Mapping[str, np.ndarray] | None = None,
     **attrs: Any,
 ) -> Places:
     """Write what ``fit`` and ``report`` read, for signals (sample, [channel,] y, x)."""
@@ -52,6 +53,7 @@ def make_run(
     for key, column in {"label": labels, "split": split}.items():
         if column is not None:
             coords[key] = ("sample", np.array(column, dtype=object))
+    coords |= {key: ("sample", column) for key, column in (columns or {}).items()}
     if lead:
         coords["channel"] = ("channel", np.array(["red", "green", "blue"], dtype=object))
     dims = ("sample", *(("channel",) if lead else ()))

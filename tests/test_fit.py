@@ -171,6 +171,33 @@ def test_a_small_class_means_fewer_folds_and_a_single_sample_none(tmp_path):
     assert notes[1] == "3 folds instead of 5: class 'c' has 3 samples"
 
 
+def patches_of(n_images: int, of_each: int) -> dict:
+    """Sample coordinates of patches: ``of_each`` from every image."""
+    ids = [f"image-{i:02d}.png@{8 * k},0" for i in range(n_images) for k in range(of_each)]
+    y0 = [8 * k for _ in range(n_images) for k in range(of_each)]
+    return {"sample_id": np.array(ids, dtype=object), "y0": np.array(y0)}
+
+
+def test_folds_keep_the_patches_of_an_image_together(tmp_path):
+    """Patches that carry nothing but the mark of their image: apart they could be told, together they cannot."""
+    rng = np.random.default_rng(0)
+    marks = np.repeat(rng.standard_normal((16, 16, 16)), 6, axis=0)
+    signal = (marks + 0.1 * rng.standard_normal(marks.shape)).astype(np.float32)
+    labels = [("a", "b")[i % 2] for i in range(16) for _ in range(6)]
+    apart = fit(make_run(tmp_path / "apart", signal, labels), RIDGE, "x").scores
+    together = fit(make_run(tmp_path / "together", signal, labels, columns=patches_of(16, 6)), RIDGE, "x").scores
+    assert apart["heads"]["ridge"]["accuracy"] > 0.95
+    assert together["heads"]["ridge"]["accuracy"] < 0.8
+    assert together["protocol"]["notes"] == []
+
+
+def test_folds_of_one_image_a_class_say_that_they_part_it(tmp_path):
+    places = make_run(tmp_path, oriented_noise((0, 90), 10), labels_of(10, "a", "b"), columns=patches_of(2, 10))
+    assert fit(places, RIDGE, "x").scores["protocol"]["notes"] == [
+        "folds part the patches of an image, because class 'a' has one image only: use a split"
+    ]
+
+
 def test_two_classes_of_colour_images(tmp_path):
     grey = oriented_noise((0, 90), 20)
     places = make_run(tmp_path, np.stack([grey, -grey, 2 * grey], axis=1), labels_of(20, "no", "yes"))

@@ -35,6 +35,7 @@ LEVELS = (
     {"cube", "execute"},
     {"charts", "features"},
     {"heads"},
+    {"protocol"},
     {"ingest", "extract", "fit", "report"},
     {"job"},
 )
