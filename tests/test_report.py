@@ -248,7 +248,8 @@ def test_low_orders(tmp_path, max_order):
 
 def test_one_scale_one_direction_one_sample(tmp_path):
     spec = SPEC.model_copy(update={"J": 1, "L": 1})
-    page_of(make_run(tmp_path, oriented_noise((0,), 1), ["only"], spec=spec))
+    page = page_of(make_run(tmp_path, oriented_noise((0,), 1), ["only"], spec=spec))
+    assert "1: 1 ok, 0 quarantined" in page.sections["What ran"]
 
 
 def test_all_samples_quarantined(tmp_path):
