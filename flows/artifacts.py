@@ -18,7 +18,8 @@ def publish_artifacts(outcome: Outcome) -> None:
     if outcome.nothing_new:
         return
     create_table_artifact(key="phases", table=outcome.phases, description=f"{title}: phases, seconds and shards")
-    bad = [record for event in Store(places.chunks).events() for record in event["bad"]]
+    events = [*Store(places.chunks).events(), *Store(places.cube).events()]
+    bad = [record for event in events for record in event["bad"]]
     if bad:
         shown = f"{len(bad)} quarantined records, the first {min(len(bad), QUARANTINE_ROWS)}"
         create_table_artifact(key="quarantine", table=bad[:QUARANTINE_ROWS], description=f"{title}: {shown}")

@@ -5,10 +5,13 @@ Exit codes: 0 done, or nothing to do · 1 a fault in the program · 2 wrong usag
 6 a key failed after its retries · 130 interrupted.
 """
 
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
@@ -23,6 +26,8 @@ from scattercube.pipeline.errors import ScattercubeError
 from scattercube.pipeline.job import Job, Options, Phase, prepare
 from scattercube.pipeline.job import run as run_job
 from scattercube.pipeline.spec import explain
+
+INTERRUPTED = "interrupted; what is finished is kept, the same command continues from there"
 
 app = App(
     name="scattercube",
@@ -158,8 +163,22 @@ def execute(arguments: list[str]) -> int:
     except ScattercubeError as failure:
         return _complain(str(failure), failure.exit_code)
     except KeyboardInterrupt:
-        return _complain("interrupted; what is finished is kept, the same command continues from there", 130)
+        return _complain(INTERRUPTED, 130)
     return result if isinstance(result, int) else 0
+
+
+def _interrupted(_signal: int, _frame: Any) -> NoReturn:
+    """End at once, with everything that was started.
+
+    A terminal interrupts the embedded server too, and Prefect would go on asking it for minutes. The store needs no
+    farewell: it is made for processes that die at any moment.
+    """
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
+    os._exit(_complain(INTERRUPTED, 130))
 
 
 def _complain(message: str, code: int) -> int:
@@ -181,6 +200,7 @@ def _do(job: Job, direct: bool) -> int:
         from scattercube.flows.run import run as flow
 
         prepared_before.set(prepared)
+        signal.signal(signal.SIGINT, _interrupted)
         outcome = flow(job)
     for line in conclusion(outcome):
         say.print(line)

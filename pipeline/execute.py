@@ -341,12 +341,13 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
     logging.getLogger("distributed").setLevel(logging.WARNING)
     if cluster.kind == "address":
         try:
-            with Client(cluster.address, timeout=20) as client:
-                yield client
-        except OSError as failure:
+            reached = Client(cluster.address, timeout=20)
+        except (OSError, ValueError) as failure:
             raise PlanError(
                 f"cluster address {cluster.address}: no Dask scheduler answers there: {failure}"
             ) from failure
+        with reached:
+            yield reached
         return
     started = _start(cluster)
     client = Client(started)

@@ -13,7 +13,7 @@ from scattercube.pipeline.execute import Stage, StepEvent
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import ChunkKey, Plan, scattering
 from scattercube.pipeline.spec import Spec
-from scattercube.pipeline.store import OK, Store, open_cube
+from scattercube.pipeline.store import OK, QUARANTINED, Store, open_cube
 
 
 def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Literal["cpu", "cuda"]) -> Stage:
@@ -46,13 +46,21 @@ def _step(
     signal, status = chunks.read("signal", region), chunks.read("status", region)
     reading = perf_counter()
     transform = _transform(spec, (plan.signal_shape[-2], plan.signal_shape[-1]))
-    ok = status == OK
-    scattered = to_host(transform(to_device(signal[ok].astype(spec.dtype), device)))
-    if ok.all():
-        features = scattered
-    else:
+    bad: tuple[dict[str, str], ...] = ()
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is quarantined
+        signal = signal.astype(spec.dtype, copy=False)
+        usable = (status == OK) & _finite(signal)
         features = np.full((len(signal), *plan.feature_shape[1:]), np.nan, spec.dtype)
-        features[ok] = scattered
+        features[usable] = to_host(transform(to_device(signal[usable], device)))
+    lost = np.flatnonzero((status == OK) & ~_finite(features))
+    if len(lost):
+        names, sources = chunks.read("sample_id", region), chunks.read("source", region)
+        message = f"values too large for {spec.dtype}: the transform of this sample is not finite"
+        bad = tuple(
+            {"sample_id": str(names[i]), "source": str(sources[i]), "reason": "non-finite", "message": message}
+            for i in lost
+        )
+        status[lost], features[lost] = QUARANTINED, np.nan
     computing = perf_counter()
     digest = cube.write(key, {"scattering": features, "status": status})
     return StepEvent(
@@ -64,4 +72,10 @@ def _step(
         nbytes_in=signal.nbytes,
         nbytes_out=features.nbytes,
         n_samples=len(signal),
+        bad=bad,
     )
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Say of each sample whether all of it is finite."""
+    return np.asarray(np.isfinite(values).all(axis=tuple(range(1, values.ndim))))

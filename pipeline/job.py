@@ -126,9 +126,20 @@ def prepare(job: Job) -> Prepared:
     execute.refuse_without_device(cluster)
     listing = scan(entry, data_root)
     planned = plan(spec, len(listing.columns["sample_id"]), listing.shape, listing.dtype)
-    refuse_what_cannot_fit(planned, root, None if job.serial else cluster.worker_nbytes())
-    places, seconds = Places(root, entry.name, spec.digest), time.perf_counter() - begin
-    return Prepared(entry, spec, cluster, data_root, places, listing, planned, seconds)
+    places = Places(root, entry.name, spec.digest)
+    memory = execute.machine()[1] if job.serial else cluster.worker_nbytes()
+    threads = 1 if job.serial else cluster.threads
+    refuse_what_cannot_fit(planned, root, _missing_nbytes(places, planned), memory, threads)
+    return Prepared(entry, spec, cluster, data_root, places, listing, planned, time.perf_counter() - begin)
+
+
+def _missing_nbytes(places: Places, planned: Plan) -> int:
+    """Bytes of both stores, uncompressed, that no earlier run has written."""
+    arrays = (
+        (places.chunks, planned.signal_grid, planned.signal_nbytes),
+        (places.cube, planned.feature_grid, planned.feature_nbytes),
+    )
+    return sum(nbytes * len(Store(path).missing(grid.keys)) // len(grid.keys) for path, grid, nbytes in arrays)
 
 
 def run(
@@ -167,7 +178,6 @@ def run(
         outcome.phases.append(_phase("fit", begin, 1, int(outcome.fitted.fresh)))
     if reached >= PHASES.index("report") and (not outcome.nothing_new or _older(places.page, places.scores)):
         begin = time.perf_counter()
-        places.page.parent.mkdir(parents=True, exist_ok=True)
         record = _record(job, outcome, started)
         replace_file(places.run_file, record.encode())
         call("report", report.report, places)

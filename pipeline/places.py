@@ -75,4 +75,7 @@ def local_root(store: str) -> Path:
     """Return the root as an absolute path; raises StoreError for a URL, because stores are local folders so far."""
     if "://" in store:
         raise StoreError(f"--store {store}: stores are local folders so far; give a path (a mounted bucket will do)")
-    return Path(store).expanduser().absolute()
+    try:
+        return Path(store).expanduser().absolute()
+    except RuntimeError as failure:
+        raise StoreError(f"--store {store}: {failure}; give a plain path") from failure

@@ -128,22 +128,25 @@ def plan(spec: Spec, n_samples: int, sample_shape: tuple[int, ...], dtype: np.dt
     )
 
 
-def refuse_what_cannot_fit(plan: Plan, root: Path, worker_memory_nbytes: int | None) -> None:
+def refuse_what_cannot_fit(
+    plan: Plan, root: Path, missing_nbytes: int, worker_memory_nbytes: int | None, threads: int
+) -> None:
     """Raise PlanError when the disk under ``root`` or a worker's memory is too small, StoreError when it is read-only.
 
-    The disk is compared with the uncompressed sizes: compression is a gain that nobody can promise.
+    ``missing_nbytes`` is what is still to be written, uncompressed: compression is a gain that nobody can promise.
     """
     free = shutil.disk_usage(refuse_unwritable(root)).free
-    needed = plan.signal_nbytes + plan.feature_nbytes
-    if needed > free:
+    if missing_nbytes > free:
         raise PlanError(
-            f"{root}: the run may write {in_words(needed)} and {in_words(free)} are free; "
+            f"{root}: the run may write {in_words(missing_nbytes)} and {in_words(free)} are free; "
             "choose another --store, a larger J, fewer orders, or --limit N"
         )
-    if worker_memory_nbytes is not None and plan.worker_nbytes > worker_memory_nbytes:
+    needed = PROCESS_NBYTES + threads * (plan.worker_nbytes - PROCESS_NBYTES)
+    if worker_memory_nbytes is not None and needed > worker_memory_nbytes:
         raise PlanError(
-            f"a worker needs about {in_words(plan.worker_nbytes)} and may use {in_words(worker_memory_nbytes)}; "
-            "raise `memory` in the cluster file, or use fewer workers, smaller images or a larger J"
+            f"a worker needs about {in_words(needed)} ({threads} keys at a time) and may use "
+            f"{in_words(worker_memory_nbytes)}; raise `memory` in the cluster file, or use fewer workers or threads, "
+            "smaller images or a larger J"
         )
 
 

@@ -58,7 +58,7 @@ def report(places: Places) -> Path:
         scores=scores,
         best=_best(scores) if scores else None,
         nothing=fitted.get("nothing", "no head has been fitted to this cube yet"),
-        bad=_bad(journals["ingest"]),
+        bad=_bad([*journals["ingest"], *journals["extract"]]),
         stages=[_stage(name, events) for name, events in journals.items() if events],
         run=run,
         versions=json.loads(cube.attrs.get("versions", "{}")),

@@ -68,7 +68,10 @@ class Spec(Model):
             key, separator, value = text.partition("=")
             if not separator:
                 raise SpecError(f"--set {text}: expected KEY=VALUE, for example --set J=3")
-            values[key.strip()] = yaml.safe_load(value)
+            try:
+                values[key.strip()] = yaml.safe_load(value)
+            except yaml.YAMLError as failure:
+                raise SpecError(f"--set {text}: the value is not YAML: {' '.join(str(failure).split())}") from failure
         return parse(type(self), values, "--set", SpecError)
 
 
@@ -87,6 +90,8 @@ def parse(model: type[M], values: Any, where: str, error: type[Exception]) -> M:
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as failure:
         raise error(f"{where}: {explain(failure, model)}") from failure
+    except (TypeError, ValueError, RecursionError) as failure:  # a key that is no text, an alias of itself
+        raise error(f"{where}: not a plain mapping of keys to values: {failure}") from failure
 
 
 def load_yaml(path: Path, error: type[Exception]) -> Any:
@@ -98,7 +103,7 @@ def load_yaml(path: Path, error: type[Exception]) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as failure:
         raise error(f"{path}: {failure.strerror}") from failure
-    except (yaml.YAMLError, UnicodeDecodeError) as failure:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as failure:
         raise error(f"{path}: not YAML: {failure}") from failure
 
 

@@ -36,6 +36,9 @@ from scattercube.pipeline.spec import digest
 if TYPE_CHECKING:
     import xarray as xr
 
+# A shard of zeros is written too: what is not there has not been written.
+zarr.config.set({"array.write_empty_chunks": True})
+
 ROOT_DOCUMENT = "zarr.json"
 OK, QUARANTINED, ABSENT = 0, 1, 2  # the status of a sample: an unwritten chunk also reads as fill values
 IDENTITY = "identity"  # the attribute that says what a store holds; the same identity is resumed, another is refused
@@ -80,6 +83,8 @@ class Store:
         StoreError
             The store holds something else, or cannot be written.
         """
+        if not self.path.exists() and self.run_folder.exists():  # removed by hand: its journal speaks of nothing
+            shutil.rmtree(self.run_folder)
         held = self._identity()
         wanted = json.loads(template.attrs[IDENTITY])
         if held is not None:
@@ -87,11 +92,13 @@ class Store:
                 raise StoreError(f"{self.path}: holds another cube: {_difference(held, wanted)}; {_REMEDY}")
             self._sweep()
             return
-        if self.path.exists():  # a template that was cut off: nothing in it can have been journalled
-            shutil.rmtree(self.path)
+        if self.path.exists():
+            if not self.run_folder.exists():
+                raise StoreError(f"{self.path}: holds something that no run has made; choose another --store")
+            shutil.rmtree(self.path)  # a template that was cut off: nothing in it can have been journalled
         with self._explained("create"):
             documents = _documents(template)
-            self.run_folder.mkdir(parents=True, exist_ok=True)
+            self.run_folder.mkdir(parents=True, exist_ok=True)  # first: what stands beside it is ours
             self.journal.unlink(missing_ok=True)
             for name, content in documents.items():
                 if name != ROOT_DOCUMENT:
@@ -141,18 +148,26 @@ class Store:
 
     def events(self) -> list[dict[str, Any]]:
         """Return the journal, the last word on each key; a torn last line is left out, and cut off the file."""
+        return list({event["key"]: event for event in self._journalled()}.values())
+
+    def _journalled(self) -> Iterator[dict[str, Any]]:
+        """Read the journal line by line: a million keys must not be in memory to count them."""
         if not self.journal.exists():
-            return []
-        content = self.journal.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            replace_file(self.journal, whole)
-        latest = {event["key"]: event for event in map(json.loads, whole.splitlines())}
-        return list(latest.values())
+            return
+        whole = 0
+        with self._explained("read the journal"), self.journal.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                event: dict[str, Any] = json.loads(line)
+                yield event
+        if whole < self.journal.stat().st_size:
+            os.truncate(self.journal, whole)
 
     def missing(self, keys: Iterable[ChunkKey]) -> tuple[ChunkKey, ...]:
         """Return the keys that are not in the journal: the whole of "resume"."""
-        done = {event["key"] for event in self.events()}
+        done = {event["key"] for event in self._journalled()}
         return tuple(key for key in keys if str(key) not in done)
 
     def publish(self) -> None:
@@ -164,7 +179,7 @@ class Store:
         """Return the attributes of the published or waiting root; empty where there is no store."""
         for document in (self.path / ROOT_DOCUMENT, self.run_folder / ROOT_DOCUMENT):
             if document.exists():
-                attributes: dict[str, Any] = json.loads(document.read_bytes())["attributes"]
+                attributes: dict[str, Any] = json.loads(document.read_bytes()).get("attributes", {})
                 return attributes
         return {}
 
@@ -177,17 +192,17 @@ class Store:
         return None if text is None else json.loads(text)
 
     def _array(self, name: str, mode: str) -> Any:
-        # A shard of zeros is written too: what is not there has not been written.
-        return zarr.open_array(self.path / name, mode=mode, zarr_format=3, config={"write_empty_chunks": True})
+        return zarr.open_array(self.path / name, mode=mode, zarr_format=3)
 
     def _refuse_absent_shards(self, name: str, array: Any, region: slice) -> None:
         """Zarr would read an absent shard as zeros or NaN, without a word."""
-        if array.shards is None:
-            return
-        for index in range(region.start // array.shards[0], -(-region.stop // array.shards[0])):
+        length = (array.shards or array.chunks)[0]
+        for index in range(region.start // length, -(-region.stop // length)):
             file = self.path / name / array.metadata.encode_chunk_key((index, *(0,) * (array.ndim - 1)))
             if not file.exists():
-                raise StoreError(f"{file}: the shard is not there, though it was written: {_REMEDY}")
+                raise StoreError(
+                    f"{file}: the shard is not there, though it was written: remove {self.path} to make it anew"
+                )
 
     def _sweep(self) -> None:
         """Remove what a killed writer left beside its shard."""
@@ -201,8 +216,9 @@ class Store:
         except StoreError:
             raise
         except OSError as failure:
-            remedy = _REMEDIES.get(failure.errno or 0, "see the message of the operating system")
-            raise StoreError(f"{self.path}: cannot {action}: {failure.strerror or failure}; {remedy}") from failure
+            raise StoreError(
+                f"{self.path}: cannot {action}: {failure.strerror or failure}; {_remedy(failure)}"
+            ) from failure
         except (ValueError, RuntimeError, KeyError) as failure:  # what codecs and metadata raise for damaged bytes
             raise StoreError(f"{self.path}: cannot {action}: {failure}; the store is damaged: {_REMEDY}") from failure
 
@@ -235,6 +251,10 @@ _REMEDIES = {
 }
 
 
+def _remedy(failure: OSError) -> str:
+    return _REMEDIES.get(failure.errno or 0, "see the message of the operating system")
+
+
 def _documents(template: "xr.Dataset") -> dict[str, bytes]:
     """Write a template into memory: every file of the store but the shards, by name."""
     memory = zarr.storage.MemoryStore()
@@ -260,18 +280,22 @@ def _documents(template: "xr.Dataset") -> dict[str, bytes]:
 
 
 def replace_file(target: Path, content: bytes) -> None:
-    """Replace a file atomically and durably."""
+    """Replace a file atomically and durably, in a folder that is made if need be. Raises StoreError."""
     partial = target.with_name(target.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as failure:
+        raise StoreError(f"{target}: cannot write: {failure.strerror}; {_remedy(failure)}") from failure
 
 
 def _difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -97,6 +98,22 @@ def test_a_refusal_comes_before_any_server(tmp_path):
     assert "J=9" in said
     assert "the largest possible J is 5" in said
     assert "Traceback" not in said
+
+
+def test_an_interrupt_of_the_whole_group_ends_it_with_the_embedded_server(tmp_path):
+    """What Ctrl-C on a terminal does: everyone gets the signal, the server included."""
+    command = [SCATTERCUBE, "run", "textures", "--store", str(tmp_path / "s")]
+    env = settings(tmp_path / "home", None)
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith("ingest "):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    rest = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, "".join(seen) + rest
+    assert "the same command continues" in rest
 
 
 def test_a_scheduled_refusal_fails_in_one_line_and_is_not_retried(tmp_path, server):

@@ -180,6 +180,38 @@ def test_nan_pixels_are_quarantined(tmp_path):
     assert "nothing to fit" in outcome.fitted.nothing or outcome.fitted.scores is None
 
 
+def test_a_sample_that_overflows_is_quarantined(tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 16, 16))
+    values[1, 2, 3] = 1e39  # finite as read, in float64
+    values[4] = 3e38  # finite in float32 too, and its sums are not
+    np.save(tmp_path / "fields.npy", values)
+    outcome = run(job(tmp_path / "fields.npy", tmp_path / "store", set=("J=2",)))
+    cube = xr.open_zarr(outcome.prepared.places.cube)
+    assert cube["status"].values.tolist() == [0, 1, 0, 0, 1, 0]
+    assert np.isnan(cube["scattering"].values[[1, 4]]).all()
+    assert np.isfinite(cube["scattering"].values[[0, 2, 3, 5]]).all()
+    assert "values too large for float32" in outcome.prepared.places.page.read_text()
+
+
+def test_a_full_disk_does_not_refuse_what_is_done(archive, tmp_path, monkeypatch):
+    import shutil
+
+    run(job(archive, tmp_path / "store"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10))
+    assert run(job(archive, tmp_path / "store")).nothing_new
+
+
+def test_threads_share_the_memory_of_their_worker(archive, tmp_path):
+    need = run(job(archive, tmp_path / "store", until="plan")).prepared.plan.worker_nbytes
+    one, many = tmp_path / "one.yaml", tmp_path / "many.yaml"
+    one.write_text(f"{{workers: 1, threads: 1, memory: {need + 1000}B}}")
+    many.write_text(f"{{workers: 1, threads: 16, memory: {need + 1000}B}}")
+    run(job(archive, tmp_path / "store", until="plan", serial=False, cluster=str(one)))
+    with pytest.raises(PlanError, match="16 keys at a time"):
+        run(job(archive, tmp_path / "store", until="plan", serial=False, cluster=str(many)))
+
+
 def test_a_changed_archive_is_refused_with_the_difference(archive, tmp_path):
     run(job(archive, tmp_path / "store", until="ingest"))
     (archive / "along" / "00.png").unlink()
@@ -193,6 +225,9 @@ def test_a_changed_archive_is_refused_with_the_difference(archive, tmp_path):
         ({"set": ("J=6",)}, PlanError, "J=6"),
         ({"set": ("Q=1",)}, SpecError, "unknown key 'Q'"),
         ({"set": ("J",)}, SpecError, "KEY=VALUE"),
+        ({"set": ("J=[",)}, SpecError, "not YAML"),
+        ({"set": ("J=&a [*a]",)}, SpecError, "not a plain mapping"),
+        ({"store": "~nobody-of-that-name/x"}, StoreError, "nobody-of-that-name"),
         ({"spec": "absent.yaml"}, SpecError, r"absent\.yaml"),
         ({"entry": "texturs"}, EntryError, "textures"),
         ({"store": "s3://bucket/x"}, StoreError, "local folders"),

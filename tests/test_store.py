@@ -1,6 +1,7 @@
 """The store: nothing is seen before it is published, nothing is written but whole shards, nothing is lost."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -128,6 +129,7 @@ def test_the_same_identity_resumes_and_another_is_refused_with_the_difference(tm
 
 def test_a_template_that_was_cut_off_is_written_again(tmp_path):
     store = Store(tmp_path / "cube")
+    store.run_folder.mkdir()
     (store.path / "values").mkdir(parents=True)
     (store.path / "values" / "zarr.json").write_text("{")
     store.create(template())
@@ -168,3 +170,38 @@ def test_an_absent_shard_is_not_read_as_zeros(tmp_path):
     assert store.read("values", slice(0, 4)).shape == (4, 3)
     with pytest.raises(StoreError, match="c/1/0: the shard is not there"):
         store.read("values", slice(2, 5))
+
+
+def test_what_no_run_has_made_is_left_alone(tmp_path):
+    precious = tmp_path / "cube" / "photo.png"
+    precious.parent.mkdir()
+    precious.write_bytes(b"precious")
+    with pytest.raises(StoreError, match="holds something that no run has made"):
+        Store(tmp_path / "cube").create(template())
+    assert precious.read_bytes() == b"precious"
+
+
+def test_a_store_that_was_removed_by_hand_is_made_anew(tmp_path):
+    store = filled(tmp_path / "cube")
+    store.publish()
+    shutil.rmtree(store.path)
+    store.create(template(spec="b"))
+    assert store.missing(GRID.keys) == GRID.keys
+    for key in GRID.keys:
+        store.write(key, shard(GRID, key))
+    store.publish()
+    assert open_cube(store.path).sizes["sample"] == 10
+
+
+def test_a_lost_status_is_not_read_as_ok(tmp_path):
+    store = filled(tmp_path / "cube")
+    (store.path / "status" / "c" / "0").unlink()
+    with pytest.raises(StoreError, match="the shard is not there"):
+        store.read("status", slice(0, 4))
+
+
+def test_a_damaged_journal_says_so(tmp_path):
+    store = filled(tmp_path / "cube")
+    store.journal.write_bytes(bytes(20) + b"\n")
+    with pytest.raises(StoreError, match="journal"):
+        store.missing(GRID.keys)
