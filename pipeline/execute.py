@@ -213,9 +213,8 @@ class _Window:
 
     def submit(self, size: int | None = None) -> "Future[Any]":
         threads = max(1, sum(self.client.nthreads().values()))
-        fair = max(
-            1, len(self.waiting) // (WINDOW * threads)
-        )  # the last groups are small, so that workers end together
+        # The last groups are small, so that workers end together.
+        fair = max(1, len(self.waiting) // (WINDOW * threads))
         wanted = size or min(fair, max(1, round(TASK_SECONDS / max(self.seconds_per_key, 1e-3))))
         group = tuple(self.waiting.popleft() for _ in range(min(wanted, len(self.waiting))))
         future = self.client.submit(_attempt_group, self.stage.name, self.stage.step, group, pure=False)

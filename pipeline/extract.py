@@ -48,10 +48,10 @@ def _step(
     transform = _transform(spec, (plan.signal_shape[-2], plan.signal_shape[-1]))
     bad: tuple[dict[str, str], ...] = ()
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is quarantined
-        signal = signal.astype(spec.dtype, copy=False)
-        usable = (status == OK) & _finite(signal)
+        images = signal.astype(spec.dtype, copy=False)
+        usable = (status == OK) & _finite(images)
         features = np.full((len(signal), *plan.feature_shape[1:]), np.nan, spec.dtype)
-        features[usable] = to_host(transform(to_device(signal[usable], device)))
+        features[usable] = to_host(transform(to_device(images[usable], device)))
     lost = np.flatnonzero((status == OK) & ~_finite(features))
     if len(lost):
         names, sources = chunks.read("sample_id", region), chunks.read("source", region)

@@ -151,7 +151,7 @@ class Store:
         return list({event["key"]: event for event in self._journalled()}.values())
 
     def _journalled(self) -> Iterator[dict[str, Any]]:
-        """Read the journal line by line: a million keys must not be in memory to count them."""
+        """Read the journal line by line: to know the keys of a million events is not to hold the events."""
         if not self.journal.exists():
             return
         whole = 0

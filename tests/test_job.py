@@ -12,6 +12,7 @@ from PIL import Image
 from scattercube.pipeline import plan
 from scattercube.pipeline.errors import EntryError, PlanError, SourceError, SpecError, StoreError
 from scattercube.pipeline.job import Job, run
+from scattercube.pipeline.store import Store
 
 
 def photographs(folder: Path, n_each: int = 12, size: int = 32) -> Path:
@@ -104,6 +105,8 @@ def test_the_cube_has_every_coordinate_with_units(archive, tmp_path):
     for attribute in ("spec", "entry", "spec_digest", "entry_digest", "filter_digest", "versions", "input_checksums"):
         assert cube.attrs[attribute], attribute
     assert {"created", "history", "title"} <= set(cube.attrs)
+    (event, *_) = Store(outcome.prepared.places.cube).events()
+    assert event["nbytes_in"] == event["n_samples"] * 32 * 32, "bytes as stored, not as computed with"
     chosen = cube.scattering.sel(path=((cube.order == 2) & (cube.scale2 >= 4) & (cube.scale1 < 2)).compute())
     assert chosen.sizes["path"] == 16
     assert np.isfinite(cube["scattering"]).all()
