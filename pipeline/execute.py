@@ -13,11 +13,12 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from scattercube.pipeline.errors import ChunkError, PlanError, ScattercubeError, SpecError
@@ -67,6 +68,12 @@ class StepEvent:
     worker: str = ""
     started: float = 0.0
     peak_nbytes: int = 0
+
+
+def bad_record(rows: Mapping[str, np.ndarray], index: int, reason: str, message: str) -> dict[str, str]:
+    """Name the record of a row, by ``sample_id`` and ``source``, and say what is wrong with it: a row of quarantine."""
+    named = {name: str(rows[name][index]) for name in ("sample_id", "source")}
+    return named | {"reason": reason, "message": message}
 
 
 @dataclass(frozen=True)

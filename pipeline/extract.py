@@ -9,7 +9,7 @@ import numpy as np
 from scattercube.kernels import Scattering2D
 from scattercube.kernels.device import to_device, to_host
 from scattercube.pipeline.catalog import Entry
-from scattercube.pipeline.execute import Stage, StepEvent
+from scattercube.pipeline.execute import Stage, StepEvent, bad_record
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import ChunkKey, Plan, scattering
 from scattercube.pipeline.spec import Spec
@@ -54,12 +54,9 @@ def _step(
         features[usable] = to_host(transform(to_device(images[usable], device)))
     lost = np.flatnonzero((status == OK) & ~_finite(features))
     if len(lost):
-        names, sources = chunks.read("sample_id", region), chunks.read("source", region)
+        rows = {name: chunks.read(name, region) for name in ("sample_id", "source")}
         message = f"values too large for {spec.dtype}: the transform of this sample is not finite"
-        bad = tuple(
-            {"sample_id": str(names[i]), "source": str(sources[i]), "reason": "non-finite", "message": message}
-            for i in lost
-        )
+        bad = tuple(bad_record(rows, index, "non-finite", message) for index in lost.tolist())
         status[lost], features[lost] = QUARANTINED, np.nan
     computing = perf_counter()
     digest = cube.write(key, {"scattering": features, "status": status})

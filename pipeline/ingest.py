@@ -8,7 +8,7 @@ import numpy as np
 
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import RecordError
-from scattercube.pipeline.execute import Stage, StepEvent
+from scattercube.pipeline.execute import Stage, StepEvent, bad_record
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import ChunkKey, Grid, Plan
 from scattercube.pipeline.sources import Listing, read
@@ -52,15 +52,8 @@ def _step(
     for index, sample in enumerate(read(entry, data_root, {name: rows[name] for name in columns})):
         if isinstance(sample, RecordError):
             status[index] = QUARANTINED
-            bad.append(
-                {
-                    "sample_id": str(rows["sample_id"][index]),
-                    "source": str(rows["source"][index]),
-                    "reason": sample.reason,
-                    # The record is named beside its message already.
-                    "message": str(sample).removeprefix(f"{rows['member'][index]}: "),
-                }
-            )
+            message = str(sample).removeprefix(f"{rows['member'][index]}: ")  # its name stands beside it
+            bad.append(bad_record(rows, index, sample.reason, message))
         else:
             signal[index] = sample
     reading = perf_counter()
