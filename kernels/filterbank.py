@@ -1,17 +1,10 @@
-"""Filters as Fourier spectra on boxes: the Morlet bank in 2-D, its Gaussian low-pass, and how a filter meets a grid.
+"""How a filter, given as a Fourier spectrum on a box, meets a grid: folded, cropped, arranged in banks, made a matrix.
 
 A filter of scattering is real in Fourier and negligible outside a box, so a box is what is evaluated. Frequencies are
 signed bins of the padded grid: index k of an axis of N points is the angular frequency 2πk/N.
-
-References
-----------
-.. [1] J. Bruna and S. Mallat, "Invariant scattering convolution networks", IEEE TPAMI 35 (2013): the Morlet wavelet and
-   the cascade with its low-pass (section 2).
-.. [2] M. Andreux et al., "Kymatio: scattering transforms in Python", JMLR 21 (2020): the constants of the bank.
 """
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -25,9 +18,6 @@ Shape = tuple[int, ...]
 Slices = tuple[slice, ...]
 
 _CACHE_NBYTES = 1 << 19  # of a core, shared with what is read
-
-
-# --- Spectra on boxes, in any number of dimensions ---
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +52,7 @@ def fold(box: Box, grid: Shape) -> Box:
     if all(hi - lo <= n for (lo, hi), n in zip(box.spans, grid, strict=True)):
         return box
     folded = np.zeros(grid, box.weights.dtype)
-    for source, target in _centred(box.spans, grid):
+    for source, target in centred(box.spans, grid):
         folded[target] += box.weights[source]
     return Box(tuple(-(n // 2) for n in grid), folded)
 
@@ -80,7 +70,7 @@ def _split(lo: int, hi: int, n: int, start: int = 0) -> list[tuple[int, int]]:
     return list(itertools.pairwise(sorted({lo, hi, *range(lo + (start - lo) % n, hi, n)})))
 
 
-def _centred(spans: list[tuple[int, int]], grid: Shape) -> Iterator[tuple[Slices, Slices]]:
+def centred(spans: list[tuple[int, int]], grid: Shape) -> Iterator[tuple[Slices, Slices]]:
     """Yield (slices of the box, slices of the grid with zero frequency at n//2), one period of the grid at a time."""
     axes = [
         [
@@ -153,98 +143,3 @@ class Lowpass:
         kernels = [np.fft.ifft(spectrum).real for spectrum in spectra]
         rows = [k[(s[:, None] - np.arange(len(k))) % len(k)] for k, s in zip(kernels, samples, strict=True)]
         return cls(tuple(Constant(matrix.astype(dtype)) for matrix in rows))
-
-
-# --- Morlet wavelets and the Gaussian ---
-
-
-@dataclass(frozen=True)
-class Morlet:
-    """The wavelet ψ(u) = g(u)·(exp(iξ n·u) − K), with n = (cos α, sin α) on (rows, columns) [1]_.
-
-    g is the Gaussian of width σ along n and σ/slant across it, of unit integral; K makes the mean vanish. Its constants
-    are those of [2]_.
-
-    Parameters
-    ----------
-    sigma
-        Width of the envelope along the wave vector, in pixels.
-    xi
-        Centre frequency, in radians per pixel.
-    alpha
-        Direction of the wave vector, in radians from the row axis towards the column axis.
-    slant
-        Width along over width across the wave vector.
-    """
-
-    sigma: float
-    xi: float
-    alpha: float
-    slant: float
-
-    @classmethod
-    def at(cls, j: int, theta: int, L: int) -> Self:
-        """Return the wavelet of scale 2^j and of orientation ``theta`` out of ``L``."""
-        return cls(0.8 * 2**j, 0.75 * math.pi / 2**j, (int(L - L / 2 - 1) - theta) * math.pi / L, 4 / L)
-
-    def box(self, grid: Shape, truncation: float, dtype: np.dtype[Any]) -> Box:
-        """Evaluate the spectrum on a grid, in closed form, where it exceeds ``truncation`` × its peak.
-
-        Sampling in space sums the frequencies ω + 2πm, so what lies beyond the Nyquist border is folded back.
-        """
-        c, s = math.cos(self.alpha), math.sin(self.alpha)
-        # ĝ(ω) = exp(−½ωᵀΣω) and ψ̂(ω) = ĝ(ω)·(tilt(ω) − K), tilt(ω) = ĝ(ω − ξn)/ĝ(ω), a product of one factor per axis.
-        along, across = self.sigma**2, (self.sigma / self.slant) ** 2
-        yy, xx, yx = along * c * c + across * s * s, along * s * s + across * c * c, (along - across) * c * s
-        rise, floor = along * self.xi, math.exp(-0.5 * along * self.xi**2)
-        reach, reach_at_zero = (math.sqrt(2 * math.log(max(peak / truncation, 1))) for peak in (1, floor))
-
-        spans: list[tuple[int, int]] = []
-        omegas: list[NDArray[np.float64]] = []
-        for n, direction, variance in zip(grid, (c, s), (xx, yy), strict=True):
-            extent = math.sqrt(variance / (along * across))  # of the ellipse ĝ = exp(−½), along this axis
-            centre = self.xi * direction
-            low = min(centre - reach * extent, -reach_at_zero * extent)
-            high = max(centre + reach * extent, reach_at_zero * extent)
-            spans.append((math.floor(low * n / (2 * math.pi)), math.ceil(high * n / (2 * math.pi)) + 1))
-            omegas.append(2 * math.pi / n * np.arange(*spans[-1], dtype=np.float64))
-        tilts = floor * np.exp(rise * c * omegas[0]), np.exp(rise * s * omegas[1])
-
-        def gaussian(rows: slice, columns: slice) -> NDArray[np.float64]:
-            y, x = omegas[0][rows, None], omegas[1][columns]
-            exponent = (-yx * y) * x
-            exponent -= 0.5 * yy * y * y
-            exponent -= 0.5 * xx * x * x
-            return np.exp(exponent, out=exponent)
-
-        def tilt(rows: slice, columns: slice) -> NDArray[np.float64]:
-            return np.multiply.outer(tilts[0][rows], tilts[1][columns])
-
-        # K from the very samples that fold onto ω = 0: the mean vanishes whatever the truncation.
-        zeros = tuple(slice(-lo % n, None, n) for (lo, _), n in zip(spans, grid, strict=True))
-        mean = gaussian(*zeros)
-        K = np.sum(mean * tilt(*zeros)) / np.sum(mean)
-
-        # An axis that reaches beyond the Nyquist border is held whole, with what lies beyond folded back.
-        inside = [-(n // 2) <= lo and hi <= n - n // 2 for (lo, hi), n in zip(spans, grid, strict=True)]
-        held = [span if ok else (-(n // 2), n - n // 2) for span, ok, n in zip(spans, inside, grid, strict=True)]
-        weights = np.zeros(tuple(hi - lo for lo, hi in held), dtype)
-        for (rows, columns), target in _centred(spans, grid):
-            top, left = (t.start - n // 2 - lo for t, n, (lo, _) in zip(target, grid, held, strict=True))
-            width = columns.stop - columns.start
-            step = max(1, 2**15 // width)  # temporaries of a quarter of a megabyte stay in cache
-            for start in range(rows.start, rows.stop, step):
-                part = slice(start, min(start + step, rows.stop))
-                value = tilt(part, columns)
-                value -= K
-                value *= gaussian(part, columns)
-                first = top + start - rows.start
-                weights[first : first + len(value), left : left + width] += value
-        weights[tuple(-lo for lo, _ in held)] = 0  # exactly, also after rounding
-        return Box(tuple(lo for lo, _ in held), weights)
-
-
-def gaussian_box(sigma: float, n: int) -> Box:
-    """Evaluate the spectrum of a sampled Gaussian of unit integral and width ``sigma`` ≥ 0.8 px on n frequencies."""
-    omega = 2 * math.pi * (np.arange(-(n // 2), n - n // 2) / n + np.arange(-4, 5)[:, None])
-    return Box((-(n // 2),), np.exp(-0.5 * (sigma * omega) ** 2).sum(axis=0))

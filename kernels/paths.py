@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels.filterbank import Morlet
+from scattercube.kernels.morlet import Morlet
 
 _QUANTITIES = {
     "j": ("1", "scale index of the {nth} wavelet"),

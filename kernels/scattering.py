@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
-from scattercube.kernels.filterbank import Bank, Box, Lowpass, Morlet, crop, fold, gaussian_box
+from scattercube.kernels.filterbank import Bank, Box, Lowpass, crop, fold
+from scattercube.kernels.morlet import Morlet, gaussian_box
 from scattercube.kernels.paths import morlet_paths
 from scattercube.kernels.primitives import average, scatter_last, spectrum, wavelet_modulus
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from scattercube.kernels import Scattering2D
-from scattercube.kernels.filterbank import Box, Morlet, crop, fold, gaussian_box
+from scattercube.kernels.filterbank import Box, crop, fold
+from scattercube.kernels.morlet import Morlet, gaussian_box
 from tests import naive
 
 
