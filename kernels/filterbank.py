@@ -5,9 +5,10 @@ signed bins of the padded grid: index k of an axis of N points is the angular fr
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cached_property
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from scattercube.kernels.device import Constant
 
 Shape = tuple[int, ...]
 Slices = tuple[slice, ...]
+Piece: TypeAlias = "tuple[slice, slice, Constant]"
+"""Where a piece of a filter reads a spectrum, where it writes the folded one, and its weights."""
 
 _CACHE_NBYTES = 1 << 19  # of a core, shared with what is read
 
@@ -85,50 +88,68 @@ def centred(spans: list[tuple[int, int]], grid: Shape) -> Iterator[tuple[Slices,
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Filters that are applied together, arranged by the frequency of ``out`` onto which their aliases fall.
+    """Filters that are applied together to one spectrum, each product subsampled to the same number of points.
 
-    A grid of N points is N/n blocks of n, and subsampling to n points sums the blocks. Those that no filter touches are
-    left out; at every frequency of ``out`` the filters then are one small matrix.
+    Subsampling N points to n folds the frequencies k + n, k + 2n, … onto k: a filter meets them by `pieces` (lines) or,
+    all filters at once, by `matrices` (images).
 
     Parameters
     ----------
-    weights
-        (out, filters, blocks): the filters' values, real.
-    blocks
-        Where each block starts on ``grid``, per axis.
+    boxes
+        The filters; each fits ``grid``.
     grid
         Points per axis of the spectra that are read.
     out
-        Points per axis of the spectra that are written; ``out`` divides ``grid``.
+        Points per axis of what is written; ``out`` divides ``grid``.
     """
 
-    weights: Constant
-    blocks: tuple[Shape, ...]
+    boxes: tuple[Box, ...]
     grid: Shape
     out: Shape
 
-    @classmethod
-    def of(cls, boxes: Sequence[Box], grid: Shape, out: Shape) -> Self:
-        """Arrange boxes that fit ``grid``."""
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @cached_property
+    def pieces(self) -> list[list[Piece]]:
+        """Each filter of a bank of lines, cut where it is folded. Its box may be tiny beside the grid."""
+        (N,), (n,) = self.grid, self.out
+        filters = []
+        for box in self.boxes:
+            ((lo, hi),) = box.spans
+            parts = [(slice(a % N, a % N + b - a), slice(a % n, a % n + b - a), a, b) for a, b in _split(lo, hi, n)]
+            # Complex, as the spectrum is: NumPy would convert real weights at every use.
+            weights = box.weights.astype(np.result_type(box.weights, np.complex64))
+            filters.append([(source, target, Constant(weights[a - lo : b - lo])) for source, target, a, b in parts])
+        return filters
+
+    @cached_property
+    def matrices(self) -> tuple[Constant, tuple[Shape, ...]]:
+        """One small matrix per frequency of ``out``, (out, filters, blocks), and where each block starts on ``grid``.
+
+        A grid of N points is N/n blocks of n, and subsampling to n points sums the blocks. Those that no filter touches
+        are left out.
+        """
         pieces: dict[Shape, list[tuple[int, Slices, Slices]]] = {}
-        for f, box in enumerate(boxes):
-            for parts in itertools.product(*(_split(lo, hi, n) for (lo, hi), n in zip(box.spans, out, strict=True))):
-                block = tuple((a - a % n) % N for (a, _), n, N in zip(parts, out, grid, strict=True))
+        for f, box in enumerate(self.boxes):
+            spans = zip(box.spans, self.out, strict=True)
+            for parts in itertools.product(*(_split(lo, hi, n) for (lo, hi), n in spans)):
+                block = tuple((a - a % n) % N for (a, _), n, N in zip(parts, self.out, self.grid, strict=True))
                 source = tuple(slice(a - o, b - o) for (a, b), o in zip(parts, box.origin, strict=True))
-                target = tuple(slice(a % n, a % n + b - a) for (a, b), n in zip(parts, out, strict=True))
+                target = tuple(slice(a % n, a % n + b - a) for (a, b), n in zip(parts, self.out, strict=True))
                 pieces.setdefault(block, []).append((f, source, target))
         blocks = tuple(sorted(pieces))
-        weights = np.zeros((*out, len(boxes), len(blocks)), boxes[0].weights.dtype)
+        weights = np.zeros((*self.out, len(self), len(blocks)), self.boxes[0].weights.dtype)
         step = max(1, _CACHE_NBYTES // weights[0].nbytes)  # rows that stay in cache while all filters are written
-        for start in range(0, out[0], step):
+        for start in range(0, self.out[0], step):
             for b, block in enumerate(blocks):
                 for f, source, target in pieces[block]:
                     lo, hi = max(start, target[0].start), min(start + step, target[0].stop)
                     if lo < hi:
                         shift = source[0].start - target[0].start
                         there: tuple[slice | int, ...] = (slice(lo, hi), *target[1:], f, b)
-                        weights[there] = boxes[f].weights[(slice(lo + shift, hi + shift), *source[1:])]
-        return cls(Constant(weights), blocks, grid, out)
+                        weights[there] = self.boxes[f].weights[(slice(lo + shift, hi + shift), *source[1:])]
+        return Constant(weights), blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,3 +164,75 @@ class Lowpass:
         kernels = [np.fft.ifft(spectrum).real for spectrum in spectra]
         rows = [k[(s[:, None] - np.arange(len(k))) % len(k)] for k, s in zip(kernels, samples, strict=True)]
         return cls(tuple(Constant(matrix.astype(dtype)) for matrix in rows))
+
+    @property
+    def kept(self) -> Shape:
+        """How many samples are kept, per axis."""
+        return tuple(len(matrix.host) for matrix in self.matrices)
+
+    @property
+    def constants(self) -> tuple[Constant, ...]:
+        """The arrays that say what the low-pass does."""
+        return self.matrices
+
+
+@dataclass(frozen=True, eq=False)
+class LineLowpass:
+    """A low-pass of lines for which a matrix would be large, applied in Fourier.
+
+    Parameters
+    ----------
+    phi
+        The half spectrum as far as it is not negligible.
+    n
+        Points of the line.
+    fine
+        Points of the smoothed line: as many as the half spectrum needs.
+    samples
+        Which of these are kept.
+    """
+
+    phi: Constant
+    n: int
+    fine: int
+    samples: slice
+
+    @classmethod
+    def of(cls, spectrum: NDArray[np.float64], step: int, first: int, n_out: int, dtype: np.dtype[Any]) -> Self:
+        """Keep ``n_out`` of the samples that are multiples of ``step``, from the one numbered ``first`` on."""
+        n = len(spectrum)
+        half = spectrum[: n // 2 + 1]
+        phi = half[: 1 + np.flatnonzero(abs(half) > 0.01 * np.finfo(dtype).eps * half[0])[-1]]
+        factor = 1  # of oversampling, until no frequency of φ is folded
+        while factor < step and 2 * len(phi) > factor * (n // step):
+            factor *= 2
+        samples = slice(first * factor, (first + n_out) * factor, factor)
+        return cls(Constant(phi.astype(dtype)), n, factor * (n // step), samples)
+
+    @property
+    def kept(self) -> Shape:
+        """How many samples are kept."""
+        return (len(range(self.fine)[self.samples]),)
+
+    @property
+    def constants(self) -> tuple[Constant, ...]:
+        """The array that says what the low-pass does."""
+        return (self.phi,)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """The choice of samples of a line of ``n`` points, without a low-pass."""
+
+    n: int
+    samples: slice
+
+    @property
+    def kept(self) -> Shape:
+        """How many samples are kept."""
+        return (len(range(self.n)[self.samples]),)
+
+    @property
+    def constants(self) -> tuple[Constant, ...]:
+        """No array: samples are taken as they are."""
+        return ()

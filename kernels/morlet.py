@@ -4,7 +4,8 @@ References
 ----------
 .. [1] J. Bruna and S. Mallat, "Invariant scattering convolution networks", IEEE TPAMI 35 (2013): the Morlet wavelet and
    the cascade with its low-pass (section 2).
-.. [2] M. Andreux et al., "Kymatio: scattering transforms in Python", JMLR 21 (2020): the constants of the bank.
+.. [2] M. Andreux et al., "Kymatio: scattering transforms in Python", JMLR 21 (2020): the constants of the banks.
+.. [3] J. Andén and S. Mallat, "Deep scattering spectrum", IEEE TSP 62 (2014): the constant-Q bank and its linear end.
 """
 
 import math
@@ -14,7 +15,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels.filterbank import Box, Shape, centred
+from scattercube.kernels.filterbank import Box, Shape, centred, fold
+
+# The 1-D bank of [2]_: at scale 1 the low-pass has this width, in cycles/sample; neighbours meet at √½ of their peaks;
+# a wavelet is taken to end five widths above its centre.
+SIGMA_0 = 0.1
+_MEETING = math.sqrt(0.5)
+_ENDS = 5.0
+_REACH = 7.5  # standard deviations within which a Gaussian is 1 − 6e-14 of itself
 
 
 @dataclass(frozen=True)
@@ -107,3 +115,103 @@ def gaussian_box(sigma: float, n: int) -> Box:
     """Evaluate the spectrum of a sampled Gaussian of unit integral and width ``sigma`` ≥ 0.8 px on n frequencies."""
     omega = 2 * math.pi * (np.arange(-(n // 2), n - n // 2) / n + np.arange(-4, 5)[:, None])
     return Box((-(n // 2),), np.exp(-0.5 * (sigma * omega) ** 2).sum(axis=0))
+
+
+@dataclass(frozen=True)
+class Morlet1D:
+    """The wavelet ψ(t) = g(t)·(exp(2πiξt) − κ), with κ such that its mean vanishes and of unit L1 norm [2]_.
+
+    Parameters
+    ----------
+    xi
+        Centre frequency, in cycles per sample, > 0.
+    sigma
+        Standard deviation of the Gaussian ĝ, in cycles per sample.
+    j
+        log2 of the largest subsampling that keeps ψ.
+    n
+        Index in its bank.
+    """
+
+    xi: float
+    sigma: float
+    j: int
+    n: int
+
+    def box(self, grid: int | Shape, truncation: float, dtype: np.dtype[Any]) -> Box:
+        """Evaluate the spectrum on a grid, where it exceeds ``truncation`` × its peak; zero frequency is exactly 0."""
+        n_points = grid if isinstance(grid, int) else grid[0]
+        xi, width = self.xi * n_points, self.sigma * n_points
+        ratio = xi / width
+        # ĝ(ω − ξ) and κĝ(ω) nearly cancel where ξ ≪ σ: their difference then peaks at about ξ/σ.
+        reach = math.sqrt(-2 * math.log(truncation * min(1.0, ratio / 2)))
+        low = min(xi - reach * width, -width * math.sqrt(max(0.0, reach**2 - ratio**2)))
+        lo, hi = math.floor(low), math.ceil(xi + reach * width) + 1
+        k = np.arange(lo, hi, dtype=np.float64)
+        wave, bump = np.exp(-0.5 * ((k - xi) / width) ** 2), np.exp(-0.5 * (k / width) ** 2)
+        zeros = slice(-lo % n_points, None, n_points)  # what folds onto ω = 0: none where the wavelet ends before it
+        if bump[zeros].any():
+            wave -= wave[zeros].sum() / bump[zeros].sum() * bump
+        box = fold(Box((lo,), wave), (n_points,))
+        reach_in_time = math.ceil(_REACH / (2 * math.pi * self.sigma))
+        if 2 * reach_in_time < n_points:
+            norm = self._norm(reach_in_time)
+        else:  # the wavelet meets itself round the circle
+            norm = abs(np.fft.ifft(box.dense((n_points,)))).sum()
+        weights = (box.weights / norm).astype(dtype)
+        weights[-box.origin[0] % n_points :: n_points] = 0  # exactly, also after rounding
+        return Box(box.origin, weights)
+
+    def _norm(self, reach: int) -> float:
+        """Σ|ψ(t)| over |t| ≤ reach, with Σ g(t) = 1."""
+        if self.xi**2 > 50 * self.sigma**2:  # κ < 2e-11
+            return 1.0
+        t = np.arange(-reach, reach + 1, dtype=np.float64)
+        g = np.exp(-0.5 * (2 * math.pi * self.sigma * t) ** 2)
+        wave = np.exp(2j * math.pi * self.xi * t)
+        norm: float = (g * abs(wave - (g * wave.real).sum() / g.sum())).sum()
+        return self.sigma * math.sqrt(2 * math.pi) * norm
+
+
+def morlet_bank(J: int, Q: int) -> list[Morlet1D]:
+    """Return the wavelets of a 1-D bank by falling frequency: Q per octave down to the width 0.1/2^J, then linear [3]_.
+
+    Raises
+    ------
+    ValueError
+        J < 0 or Q < 1.
+    """
+    if J < 0 or Q < 1:
+        raise ValueError(f"J={J}, Q={Q}: a bank needs J ≥ 0 and Q ≥ 1")
+    step = 2 ** (1 / Q)
+    narrowest = SIGMA_0 / 2**J
+    xi = max(1 / (1 + 2 ** (3 / Q)), 0.35)
+    sigma = xi * (step - 1) / (step + 1) / math.sqrt(-2 * math.log(_MEETING))
+    widths: list[tuple[float, float]] = []
+    if sigma <= narrowest:
+        xi = sigma
+    else:
+        widths.append((xi, sigma))
+        while sigma > narrowest * step:
+            xi, sigma = xi / step, sigma / step
+            widths.append((xi, sigma))
+    widths += [(xi * (1 - q / Q), narrowest) for q in range(1, Q)]
+    return [Morlet1D(xi, sigma, _subsampling(xi, sigma), n) for n, (xi, sigma) in enumerate(widths)]
+
+
+def _subsampling(xi: float, sigma: float) -> int:
+    """log2 of the largest subsampling that leaves a wavelet below the Nyquist border."""
+    return math.floor(-math.log2(min(xi + _ENDS * sigma, 0.5))) - 1
+
+
+def gaussian_spectrum(sigma: float, n_points: int) -> NDArray[np.float64]:
+    """Return the spectrum (n_points,) of a sampled Gaussian of unit sum, zero frequency first.
+
+    ``sigma`` is its width in Fourier, in cycles per sample. What lies beyond the Nyquist border is folded back, so the
+    Gaussian is positive in time and its sum is its L1 norm.
+    """
+    reach = math.ceil(9 * sigma * n_points)
+    gaussian = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (sigma * n_points)) ** 2)
+    spectrum: NDArray[np.float64] = fold(Box((-reach,), gaussian), (n_points,)).dense((n_points,))
+    spectrum /= spectrum[0]
+    return spectrum

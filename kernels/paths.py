@@ -2,41 +2,56 @@
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels.morlet import Morlet
+if TYPE_CHECKING:
+    from scattercube.kernels.meyer import Meyer1D, Meyer2D
+    from scattercube.kernels.morlet import Morlet, Morlet1D
 
-_QUANTITIES = {
-    "j": ("1", "scale index of the {nth} wavelet"),
-    "theta": ("degree", "direction of the {nth} wavelet's wave vector, from the x axis towards the y axis, modulo 180"),
-    "xi": ("cycles/pixel", "centre frequency of the {nth} wavelet"),
-    "sigma": ("pixel", "standard deviation of the {nth} wavelet's Gaussian envelope along its wave vector"),
-    "scale": ("pixel", "scale 2^j of the {nth} wavelet"),
-}
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What labels a wavelet: a column of `Paths` without its number.
+
+    Parameters
+    ----------
+    values
+        One value for each wavelet of a bank, whole numbers or real.
+    unit
+        Their unit.
+    text
+        What they mean; ``{nth}`` stands for "first", "second", ….
+    """
+
+    values: NDArray[Any]
+    unit: str
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
 class Paths:
     """The table of labels of a transform: one row per coefficient, in the order of its output.
 
-    Orders ascend; inside an order, paths are sorted by (j1, θ1, j2, θ2, …), and j1 < j2 < … along a path.
+    Orders ascend; inside an order, paths are sorted by their wavelets' places in the banks; j1 < j2 < … along a path.
 
     Parameters
     ----------
     columns
-        ``order`` and, for m = 1 … the largest order, ``j<m>``, ``theta<m>``, ``xi<m>``, ``sigma<m>``, ``scale<m>``:
-        arrays (n_paths,). Where a path has no m-th wavelet, ``j<m>`` is −1 and the others are NaN.
+        ``order`` and, for m = 1 … the largest order, the quantities ``j<m>``, ``xi<m>``, … of the m-th wavelet: arrays
+        (n_paths,). Where a path has no m-th wavelet, whole numbers are −1 and the others NaN.
     units
         Unit of each column.
     descriptions
         What each column means, for a reader of the cube.
     rows
-        For scales (j1, …, jm), the row of each tuple of orientations: an array of shape (L,)·m.
+        For scales (j1, …, jm), the row of each tuple of wavelets of these scales: an array with an axis for each.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -47,51 +62,74 @@ class Paths:
     def __len__(self) -> int:
         return len(self.columns["order"])
 
+    @classmethod
+    def of(cls, banks: Sequence[Mapping[str, Quantity]], max_order: int) -> Self:
+        """List the paths of rising scale through banks whose wavelets' quantities, ``j`` among them, are given.
 
-def morlet_paths(J: int, L: int, max_order: int) -> Paths:
-    """Return the paths of a cascade of Morlet wavelets up to an order; orders above J have none."""
-    columns: dict[str, list[Any]] = {"order": []}
-    units, descriptions = {"order": "1"}, {"order": "scattering order: the number of wavelets along the path"}
-    for m in range(1, max_order + 1):
-        for name, (unit, text) in _QUANTITIES.items():
-            columns[f"{name}{m}"] = []
-            units[f"{name}{m}"] = unit
-            descriptions[f"{name}{m}"] = text.format(nth=_ORDINALS[m - 1] if m <= len(_ORDINALS) else f"{m}-th")
+        The m-th wavelet of a path is of the m-th bank; the last bank serves all higher orders.
+        """
+        bank = [banks[min(m, len(banks) - 1)] for m in range(max_order)]
+        groups = [{int(j): np.flatnonzero(b["j"].values == j) for j in np.unique(b["j"].values)} for b in bank]
+        table = np.zeros((0, max_order), dtype=np.intp)  # the wavelets of each path, −1 where there is none
+        rows: dict[tuple[int, ...], NDArray[np.intp]] = {}
+        for order in range(max_order + 1):
+            rising = [s for s in itertools.product(*groups[:order]) if all(a < b for a, b in itertools.pairwise(s))]
+            if not rising:
+                break
+            members = {s: [group[j] for group, j in zip(groups, s, strict=False)] for s in rising}
+            found = np.array([path for s in rising for path in itertools.product(*members[s])], dtype=np.intp)
+            sort = np.lexsort(found.T[::-1]) if order else np.zeros(1, dtype=np.intp)
+            place = np.empty_like(sort)
+            place[sort] = np.arange(len(table), len(table) + len(sort))
+            for s in rising:
+                shape = [len(group) for group in members[s]]
+                rows[s], place = place[: math.prod(shape)].reshape(shape), place[math.prod(shape) :]
+            padded = np.pad(found[sort], ((0, 0), (0, max_order - order)), constant_values=-1)
+            table = np.concatenate([table, padded])
 
-    rows: dict[tuple[int, ...], NDArray[np.intp]] = {}
-    n_paths = 0
-    for order in range(min(max_order, J) + 1):
-        n_angles = L**order
-        scales = np.array(list(itertools.combinations(range(J), order)), dtype=np.int8).reshape(
-            math.comb(J, order), order
-        )
-        angles = np.indices((L,) * order, dtype=np.int16).reshape(order, n_angles).T
-        j = np.repeat(scales, n_angles, axis=0)
-        theta = np.tile(angles, (len(scales), 1))
-        keys = [column for m in range(order) for column in (j[:, m], theta[:, m])]
-        sort = np.lexsort(keys[::-1]) if keys else np.zeros(1, dtype=np.intp)
-        place = np.empty_like(sort)
-        place[sort] = np.arange(n_paths, n_paths + len(sort))
-        for scale, block in zip(scales, place.reshape(-1, n_angles), strict=True):
-            rows[tuple(int(x) for x in scale)] = block.reshape((L,) * order)
-        n_paths += len(sort)
-
-        columns["order"].append(np.full(len(sort), order, dtype=np.int8))
-        for m in range(1, max_order + 1):
-            present = m <= order
-            jm = j[sort, m - 1] if present else np.full(len(sort), -1, dtype=np.int8)
-            columns[f"j{m}"].append(jm)
-            labels = _labels(J, L)[jm, theta[sort, m - 1]] if present else np.full((len(sort), 4), np.nan)
-            for name, values in zip(("theta", "xi", "sigma", "scale"), labels.T, strict=True):
-                columns[f"{name}{m}"].append(values)
-    return Paths({name: np.concatenate(parts) for name, parts in columns.items()}, units, descriptions, rows)
+        columns: dict[str, NDArray[Any]] = {"order": (table >= 0).sum(axis=1).astype(np.int8)}
+        units, descriptions = {"order": "1"}, {"order": "scattering order: the number of wavelets along the path"}
+        for m, quantities in enumerate(bank, start=1):
+            nth = _ORDINALS[m - 1] if m <= len(_ORDINALS) else f"{m}-th"
+            for name, quantity in quantities.items():
+                column = quantity.values[table[:, m - 1]]
+                column[table[:, m - 1] < 0] = -1 if column.dtype.kind == "i" else np.nan
+                columns[f"{name}{m}"], units[f"{name}{m}"] = column, quantity.unit
+                descriptions[f"{name}{m}"] = quantity.text.format(nth=nth)
+        return cls(columns, units, descriptions, rows)
 
 
-def _labels(J: int, L: int) -> NDArray[np.float64]:
-    """The labels (theta, xi, sigma, scale) of each wavelet, an array (J, L, 4)."""
-    table = np.empty((J, L, 4))
-    for j, theta in itertools.product(range(J), range(L)):
-        wavelet = Morlet.at(j, theta, L)
-        degrees = (90 - math.degrees(wavelet.alpha)) % 180
-        table[j, theta] = round(degrees, 9) % 180, wavelet.xi / (2 * math.pi), wavelet.sigma, 2**j
-    return table
+def image_labels(wavelets: "Mapping[int, Sequence[Morlet | Meyer2D]]") -> dict[str, Quantity]:
+    """Return the labels of 2-D wavelets, given by scale j; xi and sigma in units of pixels."""
+    pairs = [(j, psi) for j, group in wavelets.items() for psi in group]
+    j = np.array([j for j, _ in pairs], dtype=np.int8)
+    theta = np.array([round((90 - math.degrees(psi.alpha)) % 180, 9) % 180 for _, psi in pairs])
+    turn = "direction of the {nth} wavelet's wave vector, from the x axis towards the y axis, modulo 180"
+    width = "standard deviation of the {nth} wavelet's Gaussian envelope along its wave vector"
+    return {
+        "j": Quantity(j, "1", "scale index of the {nth} wavelet"),
+        "theta": Quantity(theta, "degree", turn),
+        "xi": Quantity(
+            np.array([psi.xi for _, psi in pairs]) / (2 * math.pi),
+            "cycles/pixel",
+            "centre frequency of the {nth} wavelet",
+        ),
+        "sigma": Quantity(np.array([psi.sigma for _, psi in pairs]), "pixel", width),
+        "scale": Quantity(2.0**j, "pixel", "scale 2^j of the {nth} wavelet"),
+    }
+
+
+def line_labels(wavelets: "Sequence[Morlet1D | Meyer1D]", sampling_rate: float | None) -> dict[str, Quantity]:
+    """Return the labels of 1-D wavelets, in Hz and seconds where the sampling rate (Hz) is known."""
+    rate, frequency, time = (1.0, "cycles/sample", "sample") if sampling_rate is None else (sampling_rate, "Hz", "s")
+    j, n = np.array([psi.j for psi in wavelets], np.int8), np.array([psi.n for psi in wavelets], np.int16)
+    xi, sigma = (rate * np.array(values) for values in zip(*((psi.xi, psi.sigma) for psi in wavelets), strict=True))
+    return {
+        "j": Quantity(j, "1", "log2 of the {nth} wavelet's largest subsampling"),
+        "n": Quantity(n, "1", "index of the {nth} wavelet in its bank"),
+        "xi": Quantity(xi, frequency, "centre frequency of the {nth} wavelet"),
+        "sigma": Quantity(sigma, frequency, "standard deviation of the {nth} wavelet's Gaussian in frequency"),
+        "scale": Quantity(
+            1 / (2 * math.pi * sigma), time, "standard deviation of the {nth} wavelet's Gaussian envelope in time"
+        ),
+    }

@@ -79,6 +79,20 @@ def test_high_orders_equal_the_definition(max_order, dtype):
     check_against_naive(4, (20, 17), 2, max_order, dtype)
 
 
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 3), st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(1, 4), st.integers(0, 3))
+def test_a_torus_equals_the_definition(J, periods, L, max_order):
+    shape = tuple(2**J * n for n in periods)
+    S = Scattering2D(J, shape, L, max_order, padding="periodic", dtype="float64")
+    x = noise(*shape, dtype="float64")
+    bank = {(j, t): (j, naive.morlet(shape, j, a, L)) for j in range(J) for t, a in enumerate(naive.angles(L))}
+    expected = naive.cascade(x, [bank], naive.lowpass(shape, J), max_order, 2**J)
+    assert S.output_shape == (len(expected), *periods)
+    assert relative_error(S(x), np.stack(list(expected.values()))) < TOLERANCE["float64"]
+    for positions, n in zip(S.positions, periods, strict=True):
+        np.testing.assert_array_equal(positions, 2**J * np.arange(n))
+
+
 # --- The border ---
 
 
@@ -140,6 +154,15 @@ def test_positions_carry_the_offset_below_one_stride():
 
 
 # --- What a scattering transform must be ---
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(-20, 20), st.integers(-20, 20), st.integers(0, 3))
+def test_a_shift_by_the_stride_shifts_the_result(down, right, max_order):
+    S = Scattering2D(3, (40, 24), L=3, max_order=max_order, padding="periodic", dtype="float64")
+    x = noise(40, 24, dtype="float64")
+    expected = np.roll(S(x), (down, right), axis=(-2, -1))
+    np.testing.assert_allclose(S(np.roll(x, (8 * down, 8 * right), axis=(0, 1))), expected, atol=1e-13)
 
 
 def test_transposing_the_image_mirrors_the_angles():
@@ -311,6 +334,7 @@ def test_memory_grows_with_the_batch_by_the_result_alone():
         ({"L": 0}, "L=0"),
         ({"max_order": -1}, "max_order=-1"),
         ({"padding": "zero"}, "padding='zero'"),
+        ({"padding": "periodic", "shape": (32, 46)}, "46 is no multiple of the stride 4; 44 and 48 fit"),
         ({"dtype": "float16"}, "dtype='float16'"),
         ({"shape": (32,)}, "expected \\(H, W\\)"),
         ({"shape": (1, 32)}, "no J fits"),

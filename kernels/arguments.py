@@ -1,0 +1,55 @@
+"""What a caller may pass to a transform: parameters that are integers, arrays that are finite and of a shape."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scattercube.kernels.device import Array, block_nbytes, device_of, namespace
+
+
+def integer(name: str, value: int, least: int) -> int:
+    """Return an integer parameter once it is known to be at least ``least``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: expected an integer") from None
+    if number < least:
+        raise ValueError(f"{name}={number}: must be at least {least}")
+    return number
+
+
+def checked(x: Array, shape: Sequence[int], dtype: np.dtype[Any], name: str = "x") -> Array:
+    r"""Return arrays (…, \*shape) as a batch (B, \*shape), unconverted, once they are known to be finite in ``dtype``.
+
+    Raises
+    ------
+    TypeError
+        ``x`` is not an array of real numbers.
+    ValueError
+        The last axes are not ``shape``, or a value is not finite.
+    """
+    xp, shape = namespace(x), tuple(shape)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"{name} has dtype {x.dtype}: expected real numbers")
+    if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
+        raise ValueError(f"{name} has shape {x.shape}: expected (…, {', '.join(map(str, shape))})")
+    batch = x.reshape(math.prod(x.shape[: x.ndim - len(shape)]), *shape)
+    step = max(1, block_nbytes(device_of(x)) // (max(1, math.prod(shape)) * dtype.itemsize))
+    if x.dtype.kind == "f":
+        for start in range(0, len(batch), step):
+            with np.errstate(over="ignore"):  # what overflows is refused as not finite
+                if not xp.isfinite(batch[start : start + step].astype(dtype, copy=False)).all():
+                    raise ValueError(_not_finite(x, dtype, name))
+    return batch
+
+
+def _not_finite(x: Array, dtype: np.dtype[Any], name: str) -> str:
+    xp = namespace(x)
+    with np.errstate(over="ignore"):
+        bad = ~xp.isfinite(x.astype(dtype))
+    first = tuple(int(index) for index in xp.argwhere(bad)[0])
+    count = f"{int(bad.sum())} of {x.size} values"
+    return f"{name} is not finite in {dtype} at {count}, the first at index {first}; mask or fill them"

@@ -1,0 +1,354 @@
+"""The cascade of wavelet moduli and averages: one loop for every dimension, order and bank, and its adjoint."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scattercube.kernels import fused_cpu, primitives
+from scattercube.kernels.arguments import checked
+from scattercube.kernels.axes import Axis
+from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
+from scattercube.kernels.filterbank import Bank, Box, LineLowpass, Shape, fold
+from scattercube.kernels.paths import Paths
+from scattercube.kernels.primitives import Smoothing
+
+Rows = NDArray[np.intp]
+Groups = dict[int, list[Box]]
+"""The filters of a bank on the finest grid, by scale j."""
+
+TRUNCATION = {"float32": 1e-6, "float64": 1e-12}
+"""What a filter is cut at, in Fourier and in space, relative to its peak: the floor of the errors each dtype shows."""
+
+_ROOT: Rows = np.zeros(1, dtype=np.intp)  # the row of order 0, the prefix of order 1
+_LANES = 4  # of a processor's vector: as many lines are transformed at once, however long they are
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What some filters of one scale do to some of the prefixes that lead there.
+
+    Parameters
+    ----------
+    scales
+        (j1, …, jm), the last that of the filters.
+    filters, prefixes
+        Which of the group's filters, which of the prefixes.
+    rows
+        The output rows of (filters, prefixes), flattened.
+    longer
+        Filters and prefixes as new prefixes; None where no path goes on.
+    """
+
+    scales: tuple[int, ...]
+    filters: slice
+    prefixes: slice
+    rows: Rows
+    longer: Rows | None
+
+
+class Cascade:
+    """The coefficients |…||x ∗ ψ1| ∗ ψ2|… ∗ ψm| ∗ φ of every path of wavelets of rising scale, of any order m.
+
+    Behind a wavelet of scale 2^j one sample in 2^level is kept, level = min(j, the last one that φ has).
+
+    Parameters
+    ----------
+    axes
+        The axes of an input, all of one stride.
+    groups
+        The bank of the first order, of the second, …; the last one serves all higher orders.
+    lowpasses
+        φ as it acts at each level.
+    phi
+        The spectrum of φ on the finest grid, per axis.
+    paths
+        The labels of the output, and its row for every path.
+    max_order
+        Largest order, ≥ 0.
+    dtype
+        float32 or float64: precision of the arithmetic and of the result.
+    coarse
+        How a filter is carried to a coarser grid, ``fold`` or ``crop``.
+    global_average
+        The output has no axes but ``path``.
+
+    Attributes
+    ----------
+    shape
+        Samples per axis of an input.
+    output_shape
+        (n_paths, samples kept per axis).
+    halo
+        Samples on each side beyond which nothing reaches a coefficient, a multiple of the stride: all of the widest
+        path's envelope but `TRUNCATION`. Envelopes are Gaussian, and their variances add along a path. None for
+        wavelets that decay as a power of the distance.
+    """
+
+    halo: int | None
+
+    def __init__(
+        self,
+        axes: tuple[Axis, ...],
+        groups: list[Groups],
+        lowpasses: list[Smoothing],
+        phi: tuple[NDArray[np.float64], ...],
+        paths: Paths,
+        max_order: int,
+        dtype: np.dtype[Any],
+        coarse: Callable[[Box, Shape], Box] = fold,
+        global_average: bool = False,
+    ) -> None:
+        self.paths, self.max_order, self.dtype = paths, max_order, dtype
+        self.shape = tuple(axis.size for axis in axes)
+        self._axes, self._groups, self._lowpasses, self._phi = axes, groups, lowpasses, phi
+        self._kept = (len(paths), *lowpasses[0].kept)
+        self.output_shape: Shape = self._kept[:1] if global_average else self._kept
+        extended = any(axis.padded != axis.size for axis in axes)
+        self._indices = tuple(Constant(axis.index) for axis in axes) if extended else ()
+        self._banks = dict(self._make_banks(coarse))
+
+    def __call__(self, x: Array, threads: int = 1) -> Array:
+        r"""Return the coefficients (…, \*output_shape) of arrays (…, \*shape), in the namespace of ``x``.
+
+        With the compiled engine (NumPy arrays), the bits for an input depend neither on what else is in the batch nor
+        on ``threads``, how many of its threads work; without it, the batch changes them by rounding alone.
+
+        Raises
+        ------
+        TypeError
+            ``x`` is not an array of real numbers.
+        ValueError
+            The last axes are not ``shape``, or a value is not finite.
+        """
+        batch = checked(x, self.shape, self.dtype)
+        out = namespace(x).empty((len(batch), *self._kept), dtype=self.dtype)
+        for part in self._blocks(batch):
+            self._scatter(batch[part].astype(self.dtype, copy=False), out[part])
+        return out.reshape(x.shape[: -len(self.shape)] + self.output_shape)
+
+    def adjoint(self, x: Array, g: Array) -> Array:
+        r"""Return the gradient of Σ S(x)·g with respect to ``x``: (…, \*shape), (…, \*output_shape) → (…, \*shape).
+
+        |y| has the gradient y/|y|, and 0 where y = 0.
+
+        Raises
+        ------
+        TypeError
+            ``x`` or ``g`` is not an array of real numbers.
+        ValueError
+            A shape does not fit, or a value is not finite.
+        """
+        batch = checked(x, self.shape, self.dtype)
+        lead = x.shape[: -len(self.shape)]
+        if g.shape != lead + self.output_shape:
+            raise ValueError(f"g has shape {g.shape}: x of shape {x.shape} needs {lead + self.output_shape}")
+        g = checked(g, self.output_shape, self.dtype, "g").reshape(len(batch), *self._kept)
+        gradient = namespace(x).empty(batch.shape, dtype=self.dtype)
+        for part in self._blocks(batch):
+            images, weights = (array[part].astype(self.dtype, copy=False) for array in (batch, g))
+            G = primitives.average_adjoint(weights, self._lowpasses[0], _ROOT)
+            if self.max_order:
+                X = primitives.spectrum(primitives.extend(images, self._indices), len(self.shape))
+                G = G + primitives.spectrum_adjoint(self._ascend(X, (), _ROOT, weights), len(self.shape))
+            gradient[part] = primitives.extend_adjoint(G, self._indices, self.shape)
+        return gradient.reshape(x.shape)
+
+    @property
+    def positions(self) -> tuple[NDArray[np.float64], ...]:
+        """The input sample at which each output lies: an array for each axis behind ``path``."""
+        return tuple(axis.positions for axis in self._axes[: len(self.output_shape) - 1])
+
+    def phi_hat(self) -> NDArray[np.float64]:
+        """Return the spectrum of the low-pass on the extended grid, zero frequency first."""
+        return reduce(np.multiply.outer, self._phi)
+
+    def littlewood_paley(self, order: int = 1) -> NDArray[np.float64]:
+        """Return |φ̂(ω)|² + ½ Σ |ψ̂(ω)|² + |ψ̂(−ω)|²: the energy of a real input that the bank of an order keeps at ω."""
+        grid = self._grid(0)
+        wavelets = np.zeros(grid)
+        for box in (box for boxes in self._groups[self._which(order - 1)].values() for box in boxes):
+            wavelets += box.dense(grid) ** 2
+        mirrored = np.roll(np.flip(wavelets), 1, axis=tuple(range(len(grid))))
+        total: NDArray[np.float64] = self.phi_hat() ** 2 + (wavelets + mirrored) / 2
+        return total
+
+    @cached_property
+    def filter_digest(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the filters, in single precision, and of the grids they act on.
+
+        Where a processor rounds exponentials differently, a value on the edge of single precision may change them.
+        """
+        digest = hashlib.sha256(repr((self._axes, self.max_order, self.dtype.name)).encode())
+        for key, bank in self._banks.items():
+            for box in bank.boxes:
+                digest.update(repr((key, box.origin)).encode())
+                digest.update(box.weights.astype("<f4").tobytes())
+        for lowpass in self._lowpasses:
+            digest.update(repr(lowpass.kept).encode())
+            for constant in lowpass.constants:
+                digest.update(constant.host.astype("<f4").tobytes())
+        return digest.hexdigest()[:12]
+
+    def nbytes(self, batch: int, device: Device = "cpu") -> int:
+        """Project the peak bytes that ``S(x)`` allocates for ``batch`` inputs of its own dtype, the result included.
+
+        Inputs are taken in blocks, so that beyond the result the peak does not grow with the batch. The filters, which
+        stay, and about 64 KiB of bookkeeping are not counted.
+        """
+        n_images = min(batch, self._images_at_once(device))
+        signal = n_images * self._signal_nbytes(0)
+        before = signal * self._axes[-1].size // self._axes[-1].padded if self._indices else 0  # all axes but one done
+        here = signal + max(before, self._smoothing_nbytes(0, signal))
+        if self.max_order:
+            here = max(here, 3 * signal, 2 * signal + self._nbytes_below((), n_images, 1, device))
+        return batch * math.prod(self._kept) * self.dtype.itemsize + here
+
+    @cached_property
+    def _fused(self) -> fused_cpu.Plan | None:
+        """What the compiled engine makes of this cascade; None where there is no engine for it."""
+        return fused_cpu.plan(self)
+
+    # --- The filters ---
+
+    def _make_banks(self, coarse: Callable[[Box, Shape], Box]) -> Iterator[tuple[tuple[int, int, int], Bank]]:
+        """Yield ((which bank, level read, j), the filters of scale 2^j for that level), each once."""
+        wanted = {
+            (self._which(m), level, j): None
+            for m in range(self.max_order)
+            for j in self._groups[self._which(m)]
+            for level in ([self._level(i) for i in self._groups[self._which(m - 1)] if i < j] if m else [0])
+        }
+        for which, level, j in wanted:
+            grid = self._grid(level)
+            boxes = tuple(coarse(box, grid) if level else box for box in self._groups[which][j])
+            yield (which, level, j), Bank(boxes, grid, self._grid(self._level(j)))
+
+    def _which(self, m: int) -> int:
+        """The bank that follows m wavelets."""
+        return min(max(m, 0), len(self._groups) - 1)
+
+    def _level(self, j: int) -> int:
+        return min(j, len(self._lowpasses) - 1)
+
+    def _grid(self, level: int) -> Shape:
+        """Points per axis of the extended input subsampled by 2^level."""
+        return tuple(axis.padded >> level for axis in self._axes)
+
+    def _bank(self, scales: tuple[int, ...]) -> Bank:
+        """The filters that end a path of these scales."""
+        level = self._level(scales[-2]) if len(scales) > 1 else 0
+        return self._banks[self._which(len(scales) - 1), level, scales[-1]]
+
+    def _next(self, scales: tuple[int, ...]) -> list[int]:
+        """The scales with which a path may go on."""
+        if len(scales) == self.max_order:
+            return []
+        return [j for j in self._groups[self._which(len(scales))] if not scales or j > scales[-1]]
+
+    # --- The cascade ---
+
+    def _scatter(self, images: Array, out: Array) -> None:
+        """Fill the coefficients of a block of finite inputs of the right type."""
+        signal = primitives.extend(images, self._indices)
+        primitives.average(signal, self._lowpasses[0], out, _ROOT)
+        if self.max_order:
+            X = primitives.spectrum(signal, len(self.shape))
+            del signal
+            self._descend(X, (), _ROOT, out)
+
+    def _descend(self, X: Array, scales: tuple[int, ...], prefixes: Rows, out: Array) -> None:
+        """Fill the coefficients of every path that goes on from here.
+
+        ``X`` holds the spectra of |…|x ∗ ψ1|… ∗ ψm| for the paths of these scales (j1, …, jm). A prefix is the tuple of
+        their filters (nm, …, n1), each counted in its group, as one number.
+        """
+        for step in self._steps(scales, prefixes, X):
+            bank, lowpass = self._bank(step.scales), self._lowpasses[self._level(step.scales[-1])]
+            part = primitives.some(X, step.prefixes)
+            if step.longer is None:
+                primitives.scatter_last(part, bank, step.filters, lowpass, out, step.rows)
+            else:
+                U = primitives.wavelet_modulus(part, bank, step.filters)
+                primitives.average(U, lowpass, out, step.rows)
+                deeper = primitives.spectrum(U, len(self.shape))
+                del U
+                self._descend(deeper, step.scales, step.longer, out)
+                del deeper
+
+    def _ascend(self, X: Array, scales: tuple[int, ...], prefixes: Rows, g: Array) -> Array:
+        """Return the gradient with respect to the spectra ``X`` of what `_descend` writes, weighted by ``g``."""
+        total = namespace(X).zeros_like(X)
+        for step in self._steps(scales, prefixes, X):
+            bank, lowpass = self._bank(step.scales), self._lowpasses[self._level(step.scales[-1])]
+            y = primitives.wavelet(primitives.some(X, step.prefixes), bank, step.filters)
+            G = primitives.average_adjoint(g, lowpass, step.rows)
+            if step.longer is not None:
+                deeper = primitives.spectrum(primitives.longer(abs(y), len(self.shape)), len(self.shape))
+                deeper = self._ascend(deeper, step.scales, step.longer, g)
+                G = G + primitives.spectrum_adjoint(deeper, len(self.shape))
+            G = primitives.modulus_adjoint(y, G.reshape(y.shape))
+            primitives.wavelet_adjoint(G, bank, step.filters, primitives.some(total, step.prefixes))
+        return total
+
+    def _steps(self, scales: tuple[int, ...], prefixes: Rows, X: Array) -> Iterator[_Step]:
+        """Yield the steps that go on from here, each of as many filters and prefixes as stay in cache."""
+        n_images, device = X.shape[-1], device_of(X)
+        for j in self._next(scales):
+            path = (*scales, j)
+            n_filters = len(self._bank(path))
+            rows = self.paths.rows[path].T.reshape(n_filters, -1)  # of every prefix, also of those not in X
+            numbers = np.arange(n_filters)[:, None] * rows.shape[1]
+            n_some, n_parts = self._at_once(j, n_filters, n_images, device)
+            for f in range(0, n_filters, n_some):
+                filters = slice(f, min(f + n_some, n_filters))
+                for p in range(0, len(prefixes), n_parts):
+                    part = slice(p, min(p + n_parts, len(prefixes)))
+                    longer = (numbers[filters] + prefixes[part]).ravel() if self._next(path) else None
+                    yield _Step(path, filters, part, rows[filters][:, prefixes[part]].ravel(), longer)
+
+    # --- Blocks: intermediates stay in cache where they can, and memory does not grow with the batch ---
+
+    def _blocks(self, batch: Array) -> Iterator[slice]:
+        n_images = self._images_at_once(device_of(batch))
+        return (slice(start, start + n_images) for start in range(0, len(batch), n_images))
+
+    def _signal_nbytes(self, level: int) -> int:
+        return self.dtype.itemsize * math.prod(self._grid(level))
+
+    def _images_at_once(self, device: Device) -> int:
+        widest = max((len(boxes) for boxes in self._groups[0].values()), default=1)
+        return max(1, block_nbytes(device) // (widest * 2 * self._signal_nbytes(0)))
+
+    def _at_once(self, j: int, n_filters: int, n_images: int, device: Device) -> tuple[int, int]:
+        """How many filters of scale j, and how many prefixes, may meet at once."""
+        lanes = max(_LANES, block_nbytes(device) // (2 * self._signal_nbytes(self._level(j))))
+        n_some = max(1, min(n_filters, lanes // n_images))
+        return n_some, max(1, lanes // (n_images * n_some))
+
+    def _smoothing_nbytes(self, level: int, signals: int) -> int:
+        """What the average of signals of so many bytes allocates: a line's spectrum, or next to nothing."""
+        return signals if isinstance(self._lowpasses[level], LineLowpass) else 0
+
+    def _nbytes_below(self, scales: tuple[int, ...], n_images: int, n_prefixes: int, device: Device) -> int:
+        """The peak of `_descend` without its argument: the arrays of the largest step, or of what it descends to."""
+        peak = 0
+        for j in self._next(scales):
+            path, level = (*scales, j), self._level(j)
+            bank = self._bank(path)
+            n_some, n_parts = self._at_once(j, len(bank), n_images, device)
+            n_parts = min(n_parts, n_prefixes)
+            signals = n_images * n_parts * n_some * self._signal_nbytes(level)
+            n_blocks = len(bank.matrices[1]) if len(self.shape) > 1 else 1
+            aliases = 2 * signals // n_some * n_blocks if n_blocks > 1 else 0
+            here = max(2 * signals + max(aliases, signals), signals + self._smoothing_nbytes(level, signals))
+            if self._next(path):
+                deeper = self._nbytes_below(path, n_images, n_some * n_parts, device)
+                here = max(here, 2 * signals + max(signals, deeper))
+            peak = max(peak, here)
+        return peak

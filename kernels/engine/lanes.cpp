@@ -1,0 +1,267 @@
+// The loops of the engine. All of the engine is compiled once for each instruction set.
+//
+// V signals lie side by side at every point of a grid, one in each lane of a vector, and no operation ever crosses lanes:
+// what a lane computes depends neither on its neighbours nor on V, nor on which thread does it.
+#include "lanes.h"
+
+#include "fft.h"
+#include "simd.h"
+#include "smooth.h"
+
+namespace {
+
+constexpr long kCache = 24 << 10;  // bytes of a level-1 cache that a block of rows may fill
+
+template <class T, int V> struct Signals {
+  typedef typename Lanes<T, V>::type R;
+  typedef Complex<R> C;
+
+  static long pitch(const Grid<T> &grid) { return grid.n2 | 1; }
+
+  // --- Filtering: the product with a filter, folded onto the rows of the output's spectrum ---
+
+  template <bool more, int lanes> SC_INLINE void multiply(const Run &run, const T *weights, const C *X, const int *place, C *to) {
+    const T *w = weights + long(run.weight) * lanes;
+    const C *from = X + run.from;
+    const T sign = run.conjugate ? T(-1) : T(1);
+    for (int i = 0; i < run.length; i++, from += run.step, w += lanes) {
+      C &z = to[place[i]];
+      if constexpr (lanes == 1) {
+        const T a = *w, b = sign * a;
+        z = more ? C{z.x + a * from->x, z.y + b * from->y} : C{a * from->x, b * from->y};
+      } else {
+        R a;
+        std::memcpy(&a, w, sizeof a);
+        const R b = sign * a;
+        z = more ? C{z.x + a * from->x, z.y + b * from->y} : C{a * from->x, b * from->y};
+      }
+    }
+  }
+
+  template <int lanes> static void gather(const Filter<T> &filter, int row, const C *X, const int *place, C *to) {
+    for (uint32_t i = filter.begin[row]; i < filter.begin[row + 1]; i++) {
+      const Run &run = filter.runs[i];
+      if (run.kind == Run::kClear)
+        for (int t = 0; t < run.length; t++) to[place[run.to + t]] = C{};
+      else if (run.kind == Run::kFirst)
+        multiply<false, lanes>(run, filter.weights.data(), X, place + run.to, to);
+      else
+        multiply<true, lanes>(run, filter.weights.data(), X, place + run.to, to);
+    }
+  }
+
+  // Rows `p` .. of z, in the order in which the transform along axis 0 wants them.
+  static void make_rows(const Grid<T> &grid, const Filter<T> &filter, int lanes, const C *X, C *z, int p, int count) {
+    const long step = pitch(grid);
+    bool some = false;
+    for (int q = p; q < p + count; q++) {
+      const int row = grid.columns.source[q];
+      C *to = z + q * step;
+      if (filter.begin[row] == filter.begin[row + 1]) {
+        std::memset(static_cast<void *>(to), 0, sizeof(C) * grid.n2);
+        continue;
+      }
+      some = true;
+      if (lanes == 1) gather<1>(filter, row, X, grid.rows.place.data(), to);
+      else gather<V>(filter, row, X, grid.rows.place.data(), to);
+    }
+    if (!some) return;
+    inverse(grid.rows, z + p * step, step, 1, count);
+    if (grid.turns.empty()) return;
+    for (int q = p; q < p + count; q++) {
+      const T *turn = grid.turns.data() + 2l * grid.columns.source[q] * grid.n2;
+      C *row = z + q * step;
+      for (int c = 0; c < grid.n2; c++) row[c] = turned(row[c], turn[2 * c], turn[2 * c + 1]);
+    }
+  }
+
+  // --- Smoothing ---
+
+  static long smooth_size(const Lowpass<T> &lowpass) {
+    if (lowpass.moments) return lowpass.sums();
+    return lowpass.grid->line ? lowpass.axes[0].outputs : long(lowpass.axes[0].outputs) * lowpass.grid->n2;
+  }
+
+  template <int W, int B> SC_INLINE void take_moments(const Lowpass<T> &lowpass, const R *u, long block, R *smooth) {
+    if constexpr (B > 1)
+      if (lowpass.vectors < B) return take_moments<W, B / 2>(lowpass, u, block, smooth);
+    sum_signals<W, B>(lowpass, u, block, smooth);
+  }
+
+  template <int W> SC_INLINE void take(const Lowpass<T> &lowpass, const R *u, int c, R *smooth) {
+    if (lowpass.moments) take_moments<W, W>(lowpass, u, c / W, smooth);
+    else if (lowpass.grid->line) smooth_line<W, 1>(lowpass, u, c / W, smooth);
+    else smooth_columns<W>(lowpass.axes[0], u, c, lowpass.grid->n2, smooth);
+  }
+
+  static void begin(const Lowpass<T> &lowpass, R *smooth) {
+    if (lowpass.grid->line && !lowpass.moments) std::memset(static_cast<void *>(smooth), 0, sizeof(R) * lowpass.axes[0].outputs);
+  }
+
+  static void finish(const Lowpass<T> &lowpass, R *smooth, R *averages, const Target<T> &target, long group) {
+    const R *result = smooth;
+    if (lowpass.moments) {
+      smooth_rows<1>(lowpass.axes[0], smooth, averages);
+      result = averages;
+    } else if (!lowpass.grid->line) {
+      const Matrix<T> &matrix = lowpass.axes[1];
+      const int m1 = lowpass.axes[0].outputs;
+      int o = 0;
+      for (; o + 4 <= m1; o += 4) smooth_rows<4>(matrix, smooth + long(o) * matrix.n, averages + long(o) * matrix.outputs);
+      for (; o < m1; o++) smooth_rows<1>(matrix, smooth + long(o) * matrix.n, averages + long(o) * matrix.outputs);
+      result = averages;
+    }
+    const long outputs = lowpass.outputs();
+    for (int v = 0; v < V; v++) {
+      const T *lane = reinterpret_cast<const T *>(result) + v;
+      if (T *out = target.where(group * V + v, outputs))
+        for (long o = 0; o < outputs; o++) out[o] = target.scale_of(group * V + v) * lane[o * V];
+    }
+  }
+
+  // --- The operations ---
+
+  template <int W>
+  static void make_columns(const Grid<T> &grid, const Lowpass<T> *lowpass, C *z, int c, R *u, R *U, R *smooth) {
+    const long step = pitch(grid);
+    inverse(grid.columns, z + c, 1, step, W);
+    for (int r = 0; r < grid.n1; r++)
+#pragma GCC unroll 8
+      for (int w = 0; w < W; w++) {
+        const C &y = z[r * step + c + w];
+        u[r * W + w] = root(R(y.x * y.x + y.y * y.y));
+      }
+    if (U)
+      for (int r = 0; r < grid.n1; r++) std::memcpy(static_cast<void *>(U + long(r) * grid.n2 + c), u + r * W, sizeof(R) * W);
+    if (lowpass) take<W>(*lowpass, u, c, smooth);
+  }
+
+  static int wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *U,
+                     const Target<T> *target, int threads) {
+    const Grid<T> &grid = *bank->grid;
+    if (!target) lowpass = nullptr;
+    const long n = grid.points(), half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0;
+    const long n_averages = lowpass ? lowpass->outputs() : 0;
+    const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<R>(long(grid.n1) * grid.width) +
+                         Space::bytes<R>(n_smooth) + Space::bytes<R>(n_averages);
+    return each(filters * groups, threads, bytes, [&](long job, Space &space) {
+      const long group = job / filters, output = job % filters * groups + group;
+      const Filter<T> &filter = bank->filters[first + job % filters];
+      const C *from = reinterpret_cast<const C *>(X) + group * half;
+      R *kept = U ? reinterpret_cast<R *>(U) + output * n : nullptr;
+      C *z = space.take<C>(grid.n1 * pitch(grid));
+      R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(n_smooth), *averages = space.take<R>(n_averages);
+      const int rows = int(std::max<long>(1, kCache / long(sizeof(C) * grid.n2)));
+      for (int p = 0; p < grid.n1; p += rows) make_rows(grid, filter, bank->lanes, from, z, p, std::min(rows, grid.n1 - p));
+      if (lowpass) begin(*lowpass, smooth);
+      for (int c = 0; c < grid.n2; c += grid.width) switch (grid.width) {
+          case 8: make_columns<8>(grid, lowpass, z, c, u, kept, smooth); break;
+          case 4: make_columns<4>(grid, lowpass, z, c, u, kept, smooth); break;
+          case 2: make_columns<2>(grid, lowpass, z, c, u, kept, smooth); break;
+          default: make_columns<1>(grid, lowpass, z, c, u, kept, smooth);
+        }
+      if (lowpass) finish(*lowpass, smooth, averages, *target, output);
+    });
+  }
+
+  template <int W> static void read_columns(const Lowpass<T> &lowpass, const R *U, int c, R *u, R *smooth) {
+    const Grid<T> &grid = *lowpass.grid;
+    for (int r = 0; r < grid.n1; r++) std::memcpy(static_cast<void *>(u + r * W), U + long(r) * grid.n2 + c, sizeof(R) * W);
+    take<W>(lowpass, u, c, smooth);
+  }
+
+  static int average(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, int threads) {
+    const Grid<T> &grid = *lowpass->grid;
+    const size_t bytes = Space::bytes<R>(long(grid.n1) * grid.width) + Space::bytes<R>(smooth_size(*lowpass)) +
+                         Space::bytes<R>(lowpass->outputs());
+    return each(groups, threads, bytes, [&](long g, Space &space) {
+      const R *from = reinterpret_cast<const R *>(U) + g * grid.points();
+      R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(smooth_size(*lowpass));
+      R *averages = space.take<R>(lowpass->outputs());
+      begin(*lowpass, smooth);
+      for (int c = 0; c < grid.n2; c += grid.width) switch (grid.width) {
+          case 8: read_columns<8>(*lowpass, from, c, u, smooth); break;
+          case 4: read_columns<4>(*lowpass, from, c, u, smooth); break;
+          case 2: read_columns<2>(*lowpass, from, c, u, smooth); break;
+          default: read_columns<1>(*lowpass, from, c, u, smooth);
+        }
+      finish(*lowpass, smooth, averages, *target, g);
+    });
+  }
+
+  // The forward transform is the inverse one between two exchanges of real and imaginary parts. Two real columns travel as
+  // one complex column; half of axis 0's frequencies remain.
+  static int spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, int threads) {
+    const Grid<T> &grid = *plan;
+    const int n1 = grid.n1, n2 = grid.n2, half = n1 / 2 + 1, pairs = (n2 + 1) / 2, W = std::max(1, grid.width / 2);
+    const long step = pitch(grid);
+    const size_t bytes = Space::bytes<C>(long(n1) * W) + Space::bytes<C>(half * step) + Space::bytes<C>(n2);
+    const T scale = T(1) / T(grid.points());
+    return each(groups, threads, bytes, [&](long g, Space &space) {
+      const R *from = reinterpret_cast<const R *>(field) + g * grid.points();
+      C *to = reinterpret_cast<C *>(X) + g * grid.half();
+      C *z = space.take<C>(long(n1) * W), *rows = space.take<C>(half * step), *row = space.take<C>(n2);
+      const T h = T(0.5) * scale;
+      for (int pair = 0; pair < pairs; pair += W) {
+        const int count = std::min(W, pairs - pair);
+        for (int r = 0; r < n1; r++) {
+          C *p = z + long(grid.columns.place[r]) * W;
+          const R *q = from + long(r) * n2 + 2 * pair;
+          for (int w = 0; w < count; w++) p[w] = {2 * (pair + w) + 1 < n2 ? q[2 * w + 1] : R{}, q[2 * w]};
+        }
+        inverse(grid.columns, z, 1, W, count);
+        for (int k = 0; k < half; k++) {
+          const C *a = z + long(k) * W, *b = z + long(k ? n1 - k : 0) * W;
+          for (int w = 0; w < count; w++) {  // of x + i y: X = (Z + Z*)/2, Y = (Z - Z*)/2i; Z = a.y + i a.x, Z* = b.y - i b.x
+            const int c = 2 * (pair + w);
+            rows[k * step + c] = {h * (a[w].y + b[w].y), h * (a[w].x - b[w].x)};
+            if (c + 1 < n2) rows[k * step + c + 1] = {h * (a[w].x + b[w].x), h * (b[w].y - a[w].y)};
+          }
+        }
+      }
+      for (int k = 0; k < half; k++) {
+        const T *turn = grid.turns.empty() ? nullptr : grid.turns.data() + 2l * k * n2;
+        for (int c = 0; c < n2; c++) {
+          const C x = rows[k * step + c], y = turn ? turned(x, turn[2 * c], -turn[2 * c + 1]) : x;
+          row[grid.rows.place[c]] = {y.y, y.x};
+        }
+        inverse(grid.rows, row, n2, 1, 1);
+        if (!grid.line) {
+          for (int c = 0; c < n2; c++) to[long(k) * n2 + c] = {row[c].y, row[c].x};
+          continue;
+        }
+        const long n = grid.points();
+        for (int c = 0; c < n2; c++) {
+          const long frequency = k + long(n1) * c;
+          if (2 * frequency <= n) to[frequency] = {row[c].y, row[c].x};
+          else to[n - frequency] = {row[c].y, -row[c].x};
+        }
+      }
+    });
+  }
+
+  static int extend(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
+                    const int32_t *columns, T *U) {
+    const int n1 = grid->line ? 1 : grid->n1;
+    const long n2 = grid->points() / n1;
+    for (long r = 0; r < n1; r++)
+      for (int v = 0; v < V; v++) {
+        const int image = v % images;
+        T *to = U + r * n2 * V + v;
+        const T *from = x + image * size + rows[r], factor = image < present ? scale[image] : T(0);
+        for (long c = 0; c < n2; c++) to[c * V] = image < present ? factor * from[columns[c]] : T(0);
+      }
+    return 0;
+  }
+
+  static constexpr Operations<T> operations() { return {V, false, extend, spectrum, wavelet, average}; }
+};
+
+}  // namespace
+
+template <class T> Operations<T> signals(bool few) {
+  constexpr int most = kBytes / sizeof(T);
+  return few ? Signals<T, most / 2>::operations() : Signals<T, most>::operations();
+}
+template Operations<float> signals(bool);
+template Operations<double> signals(bool);

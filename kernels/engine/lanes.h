@@ -1,0 +1,48 @@
+// The operations of the engine for one precision and one number of lanes, as each instruction set offers them.
+//
+// Fields U (groups, …) and spectra X (groups, …) are laid out as plan.h says; X holds Fourier coefficients,
+// X[k] = mean of x exp(-2 pi i k u / n). A group is V signals, or one signal where the lanes are points.
+//
+// Every function returns 0, or 1 when memory for its workspaces is lacking.
+#pragma once
+#include "plan.h"
+
+// Where averages go. Signal q, which is lane q % V of group q / V, belongs to image q % images and to the row
+// rows[q / images] of out (images, paths, outputs). Rows below zero and images from `present` on are not written.
+template <class T> struct Target {
+  T *out;
+  const int32_t *rows;
+  const T *scale;                // per image, a factor of what is written
+  int64_t paths;
+  int images, present;
+  T *where(long q, long outputs) const {
+    const long image = q % images, row = rows[q / images];
+    return row < 0 || image >= present ? nullptr : out + (image * paths + row) * outputs;
+  }
+  T scale_of(long q) const { return scale[q % images]; }
+};
+
+template <class T> struct Operations {
+  int lanes;
+  bool across;                   // lanes are points
+  // A field of images, or one signal: U[r, c] = scale[b] x[b, rows[r] + columns[c]], images of `size` points; zero past `present`.
+  int (*extend)(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
+                const int32_t *columns, T *U);
+  int (*spectrum)(const Grid<T> *grid, const T *U, T *X, int64_t groups, int threads);
+  // |x * psi| of filters first + f and groups g, as output group f * groups + g; kept in U and averaged into target, if given
+  int (*wavelet)(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *U,
+                 const Target<T> *target, int threads);
+  int (*average)(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, int threads);
+};
+
+// How lanes are used: many signals, few signals (vectors of half the size), points.
+enum Use { kMany, kFew, kPoints };
+
+// Where these stand: lanes.cpp, points.cpp.
+template <class T> Operations<T> signals(bool few);
+template <class T> Operations<T> points();
+
+// Workspaces are kept between operations, until this; see module.cpp.
+char *borrow(size_t bytes, size_t *got);
+void give_back(char *base, size_t bytes);
+void release();

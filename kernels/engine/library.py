@@ -1,0 +1,96 @@
+"""The door to the compiled engine: which of its libraries this processor runs, and their functions.
+
+The engine is plain C behind ctypes, built once per instruction set; the best that the processor runs is loaded.
+Without it the portable primitives serve, slower and equal. The environment variable ``SCATTERCUBE_ENGINE`` names
+another: ``portable``, ``baseline``, ``avx2`` or ``avx512``.
+"""
+
+import ctypes
+import os
+import weakref
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
+_FOLDER = Path(__file__).parent
+
+_P, _I, _N = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
+    "lanes": (_I, [_I]),
+    "grid": (_P, [_I, _I, _I, _I]),
+    "free_grid": (None, [_P]),
+    "field": (_N, [_P]),
+    "half": (_N, [_P]),
+    "bank": (_P, [_P, _P, _I]),
+    "add_filter": (_P, [_P, _P, _P, _P]),
+    "free_bank": (None, [_P]),
+    "lowpass": (_P, [_P, _P, _I, _P, _I, ctypes.c_double]),
+    "width": (_I, [_P]),
+    "line_lowpass": (_P, [_P, _P, _I, _I, _P, _P, _I, ctypes.c_double]),
+    "free_lowpass": (None, [_P]),
+    "extend": (_I, [_I, _P, _P, _P, _I, _I, _N, _P, _P, _P]),
+    "spectrum": (_I, [_I, _P, _P, _P, _N, _I]),
+    "wavelet": (_I, [_I, _P, _I, _I, _P, _P, _N, _P, _P, _P, _P, _N, _I, _I, _I]),
+    "average": (_I, [_I, _P, _P, _N, _P, _P, _P, _N, _I, _I, _I]),
+}
+
+
+@cache
+def _load(name: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(next(_FOLDER.glob(f"*-{name}.so"))))
+    for kind in "fd":
+        for function, (result, arguments) in _PROTOTYPES.items():
+            entry = getattr(library, f"sc_{function}_{kind}")
+            entry.restype, entry.argtypes = result, arguments
+    return library
+
+
+def built() -> list[str]:
+    """Return the instruction sets that were built, the best first."""
+    return [name for name in INSTRUCTION_SETS if any(_FOLDER.glob(f"*-{name}.so"))]
+
+
+@cache
+def engine() -> str:
+    """Return the name of the engine in use: an instruction set, or ``portable``.
+
+    Raises
+    ------
+    ValueError
+        ``SCATTERCUBE_ENGINE`` names an engine that is unknown, was not built or does not run on this processor.
+    """
+    runs = [name for name in built() if _load("baseline").sc_supports(name.encode())] if "baseline" in built() else []
+    wanted = os.environ.get("SCATTERCUBE_ENGINE")
+    if not wanted:
+        return runs[0] if runs else "portable"
+    if wanted != "portable" and wanted not in runs:
+        raise ValueError(f"SCATTERCUBE_ENGINE={wanted!r}: expected one of {', '.join((*runs, 'portable'))}")
+    return wanted
+
+
+class Engine:
+    """The functions of one engine for one precision; what they make is freed with the object that `own` ties it to."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._library, self._kind = _load(engine()), "f" if dtype.itemsize == 4 else "d"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, f"sc_{name}_{self._kind}")
+
+    def own(self, owner: object, kind: str, handle: int | None) -> int:
+        """Free what a handle of this kind stands for when its owner goes."""
+        if not handle:
+            raise MemoryError(f"no memory for a {kind} of the compiled engine")
+        weakref.finalize(owner, getattr(self, f"free_{kind}"), handle)
+        return handle
+
+    def release(self) -> None:
+        """Give back the memory of idle workspaces."""
+        self._library.sc_release()
+
+    def possible(self, n: int) -> bool:
+        """Tell whether lines of n points can be transformed: no prime factor of n is above 13."""
+        return bool(self._library.sc_possible(n))

@@ -1,0 +1,335 @@
+// The loops of the engine for signals so large that V of them side by side would leave the cache: the V lanes of a vector
+// are neighbouring points of one signal.
+//
+// Each axis is transformed while the lanes lie along the other one; between the two, tiles of V × V points are transposed.
+// A spectrum is kept as two planes X[k2][k1], k1 = 0 .. n1/2 along the lanes; a line's as X[k], k = k1 + n1 k2 likewise.
+#include "lanes.h"
+
+#include "fft.h"
+#include "simd.h"
+#include "smooth.h"
+
+namespace {
+
+constexpr long kCache = 24 << 10;  // bytes of a level-1 cache that a block of rows may fill
+
+template <class T, int V> struct Points {
+  typedef typename Lanes<T, V>::type R;
+  typedef Complex<R> C;
+
+  SC_INLINE R load(const T *p) {
+    R r;
+    std::memcpy(&r, p, sizeof r);
+    return r;
+  }
+  SC_INLINE void store(T *p, R r) { std::memcpy(p, &r, sizeof r); }
+
+  static long vectors(const Grid<T> &grid) { return grid.stride / V; }      // of a row of a field
+  static long pitch(const Grid<T> &grid) { return vectors(grid) | 1; }      // of a row of z: odd, to spread over the cache
+  static int strips(const Grid<T> &grid) { return (grid.n1 + V - 1) / V; }  // vectors of k1
+
+  // --- Filtering ---
+
+  template <bool more, bool backwards> SC_INLINE void multiply(const Run &run, const T *weights, const T *real, const T *imag,
+                                                              const int *place, C *to) {
+    const T *w = weights + long(run.weight) * V, *x = real + run.from, *y = imag + run.from;
+    for (int i = 0; i < run.length; i++, w += V, x += run.step, y += run.step) {
+      C &z = to[place[i]];
+      const R a = load(w), re = backwards ? reversed<T, V>(load(x)) : load(x), im = backwards ? -reversed<T, V>(load(y)) : load(y);
+      z = more ? C{z.x + a * re, z.y + a * im} : C{a * re, a * im};
+    }
+  }
+
+  static void gather(const Filter<T> &filter, int strip, const T *real, const T *imag, const int *place, C *to) {
+    for (uint32_t i = filter.begin[strip]; i < filter.begin[strip + 1]; i++) {
+      const Run &run = filter.runs[i];
+      const int *where = place + run.to;
+      const T *w = filter.weights.data();
+      if (run.kind == Run::kClear)
+        for (int t = 0; t < run.length; t++) to[where[t]] = C{};
+      else if (run.kind == Run::kFirst)
+        run.conjugate ? multiply<false, true>(run, w, real, imag, where, to) : multiply<false, false>(run, w, real, imag, where, to);
+      else
+        run.conjugate ? multiply<true, true>(run, w, real, imag, where, to) : multiply<true, false>(run, w, real, imag, where, to);
+    }
+  }
+
+  // Turn points (k1 = strip V + lane, u2) of a line by +2 pi k1 u2 / n, or by the opposite.
+  template <bool forward> SC_INLINE C turned_point(const Grid<T> &grid, C a, int strip, int u2) {
+    const T *turn = grid.turns.data() + (long(strip) * grid.n2 + u2) * 2 * V;
+    const R c = load(turn), s = forward ? -load(turn + V) : load(turn + V);
+    return {a.x * c - a.y * s, a.x * s + a.y * c};
+  }
+
+  // Strip k1 .. k1 + V - 1: filter, transform along axis 1, write as rows k1 of z, where the transform along axis 0 wants them.
+  static void make_strip(const Grid<T> &grid, const Filter<T> &filter, int strip, const T *real, const T *imag, C *line, C *z) {
+    const int rows = std::min(V, grid.n1 - strip * V);
+    const int *place = grid.columns.place.data() + strip * V;
+    const long step = pitch(grid);
+    if (filter.begin[strip] == filter.begin[strip + 1]) {
+      for (int i = 0; i < rows; i++) std::memset(static_cast<void *>(z + place[i] * step), 0, sizeof(C) * vectors(grid));
+      return;
+    }
+    gather(filter, strip, real, imag, grid.rows.place.data(), line);
+    inverse(grid.rows, line, grid.n2, 1, 1);
+    for (long b = 0; b < vectors(grid); b++) {
+      R re[V], im[V];
+#pragma GCC unroll 16
+      for (int i = 0; i < V; i++) {
+        const int u2 = int(b) * V + i;
+        C a = u2 < grid.n2 ? line[u2] : C{};
+        if (!grid.turns.empty() && u2 < grid.n2) a = turned_point<false>(grid, a, strip, u2);
+        re[i] = a.x;
+        im[i] = a.y;
+      }
+      transpose<T, V>(re);
+      transpose<T, V>(im);
+#pragma GCC unroll 16
+      for (int i = 0; i < V; i++)
+        if (i < rows) z[place[i] * step + b] = {re[i], im[i]};
+    }
+  }
+
+  // --- Smoothing ---
+
+  template <int W> SC_INLINE void take(const Lowpass<T> &lowpass, const R *u, int c, R *smooth) {
+    if (lowpass.moments) take_moments<W, W>(lowpass, u, c / W, reinterpret_cast<T *>(smooth));
+    else if (lowpass.grid->line) smooth_line<W, V>(lowpass, u, c / W, smooth);
+    else smooth_columns<W>(lowpass.axes[0], u, c, vectors(*lowpass.grid), smooth);
+  }
+
+  template <int W, int B> SC_INLINE void take_moments(const Lowpass<T> &lowpass, const R *u, long block, T *smooth) {
+    if constexpr (B > 1)
+      if (lowpass.vectors < B) return take_moments<W, B / 2>(lowpass, u, block, smooth);
+    if constexpr (V >= 8)
+      if (lowpass.moments == 8) return sum_points<W, B, 8>(lowpass, u, block, smooth);
+    if constexpr (V >= 4) sum_points<W, B, 4>(lowpass, u, block, smooth);
+  }
+
+  static long smooth_size(const Lowpass<T> &lowpass) {
+    if (lowpass.moments) return (lowpass.sums() + V - 1) / V + 1;  // what lies behind the last is read with taps of zero
+    return lowpass.grid->line ? lowpass.axes[0].outputs : lowpass.axes[0].outputs * vectors(*lowpass.grid);
+  }
+  // Outputs of axis 0 go to the lanes for the smoothing along axis 1: (strips of outputs, stride) and (strips, m2).
+  static long turned_size(const Lowpass<T> &lowpass) { return lowpass.grid->line ? 0 : lowpass.grid->stride; }
+  static long averages_size(const Lowpass<T> &lowpass) { return lowpass.grid->line ? 0 : lowpass.axes[1].outputs; }
+
+  SC_INLINE void put_totals(const R *sums, int count, T scale, T *out) {
+    R tile[V];
+    for (int i = 0; i < V; i++) tile[i] = i < count ? sums[i] : R{};
+    const R all = scale * totals<T, V>(tile);
+    std::memcpy(out, &all, sizeof(T) * count);
+  }
+
+  static void sum_moments(const Matrix<T> &matrix, const T *moments, T scale, T *out) {
+    for (const Band &band : matrix.bands) {
+      const T *taps = matrix.taps.data() + band.taps, *from = moments + band.start;
+      R sum{}, other{};
+      int i = 0;
+      for (; i + 2 * V <= band.length; i += 2 * V) {
+        sum += load(from + i) * load(taps + i);
+        other += load(from + i + V) * load(taps + i + V);
+      }
+      for (; i < band.length; i++) sum[i % V] += from[i] * taps[i];
+      sum += other;
+      T one;
+      put_totals(&sum, 1, scale, &one);
+      out[band.out] = band.more ? out[band.out] + one : one;
+    }
+  }
+
+  static void finish(const Lowpass<T> &lowpass, const R *smooth, R *turned, R *averages, const Target<T> &target, long group) {
+    const Grid<T> &grid = *lowpass.grid;
+    T *out = target.where(group, lowpass.outputs());
+    if (!out) return;
+    const T scale = target.scale_of(group);
+    const int m1 = lowpass.axes[0].outputs, m2 = grid.line ? 1 : lowpass.axes[1].outputs;
+    if (lowpass.moments) {
+      sum_moments(lowpass.axes[0], reinterpret_cast<const T *>(smooth), scale, out);
+      return;
+    }
+    if (grid.line) {
+      for (int first = 0; first < m1; first += V) put_totals(smooth + first, std::min(V, m1 - first), scale, out + first);
+      return;
+    }
+    for (int first = 0; first < m1; first += V) {
+      for (long b = 0; b < vectors(grid); b++) {
+        R *tile = turned + b * V;
+        for (int i = 0; i < V; i++) tile[i] = first + i < m1 ? smooth[(first + i) * vectors(grid) + b] : R{};
+        transpose<T, V>(tile);
+      }
+      smooth_rows<1>(lowpass.axes[1], turned, averages);
+      for (int i = 0; i < V && first + i < m1; i++)
+        for (int p = 0; p < m2; p++) out[long(first + i) * m2 + p] = scale * averages[p][i];
+    }
+  }
+
+  // --- The operations ---
+
+  template <int W>
+  static void make_columns(const Grid<T> &grid, const Lowpass<T> *lowpass, C *z, int c, R *u, R *U, R *smooth) {
+    const long step = pitch(grid);
+    inverse(grid.columns, z + c, 1, step, W);
+    for (int r = 0; r < grid.n1; r++)
+#pragma GCC unroll 8
+      for (int w = 0; w < W; w++) {
+        const C &y = z[r * step + c + w];
+        u[r * W + w] = root(R(y.x * y.x + y.y * y.y));
+      }
+    if (U)
+      for (int r = 0; r < grid.n1; r++)
+        for (int w = 0; w < W; w++) U[r * vectors(grid) + c + w] = u[r * W + w];
+    if (lowpass) take<W>(*lowpass, u, c, smooth);
+  }
+
+  static int wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *U,
+                     const Target<T> *target, int threads) {
+    const Grid<T> &grid = *bank->grid;
+    if (!target) lowpass = nullptr;
+    const long half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0;
+    const long n_turned = lowpass ? turned_size(*lowpass) : 0, n_averages = lowpass ? averages_size(*lowpass) : 0;
+    const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<C>(grid.n2) +
+                         Space::bytes<R>(long(grid.n1) * grid.width) + Space::bytes<R>(n_smooth) + Space::bytes<R>(n_turned) +
+                         Space::bytes<R>(n_averages);
+    return each(filters * groups, threads, bytes, [&](long job, Space &space) {
+      const long group = job / filters, output = job % filters * groups + group;
+      const Filter<T> &filter = bank->filters[first + job % filters];
+      const T *real = X + group * 2 * half, *imag = real + half;
+      R *kept = U ? reinterpret_cast<R *>(U) + output * (grid.field() / V) : nullptr;
+      C *z = space.take<C>(grid.n1 * pitch(grid)), *line = space.take<C>(grid.n2);
+      R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(n_smooth);
+      R *turned = space.take<R>(n_turned), *averages = space.take<R>(n_averages);
+      for (int strip = 0; strip < strips(grid); strip++) make_strip(grid, filter, strip, real, imag, line, z);
+      if (lowpass && grid.line && !lowpass->moments) std::memset(static_cast<void *>(smooth), 0, sizeof(R) * n_smooth);
+      for (int c = 0; c < vectors(grid); c += grid.width) switch (grid.width) {
+          case 8: make_columns<8>(grid, lowpass, z, c, u, kept, smooth); break;
+          case 4: make_columns<4>(grid, lowpass, z, c, u, kept, smooth); break;
+          case 2: make_columns<2>(grid, lowpass, z, c, u, kept, smooth); break;
+          default: make_columns<1>(grid, lowpass, z, c, u, kept, smooth);
+        }
+      if (lowpass) finish(*lowpass, smooth, turned, averages, *target, output);
+    });
+  }
+
+  template <int W> static void read_columns(const Lowpass<T> &lowpass, const R *U, int c, R *u, R *smooth) {
+    const Grid<T> &grid = *lowpass.grid;
+    for (int r = 0; r < grid.n1; r++)
+      for (int w = 0; w < W; w++) u[r * W + w] = U[r * vectors(grid) + c + w];
+    take<W>(lowpass, u, c, smooth);
+  }
+
+  static int average(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, int threads) {
+    const Grid<T> &grid = *lowpass->grid;
+    const size_t bytes = Space::bytes<R>(long(grid.n1) * grid.width) + Space::bytes<R>(smooth_size(*lowpass)) +
+                         Space::bytes<R>(turned_size(*lowpass)) + Space::bytes<R>(averages_size(*lowpass));
+    return each(groups, threads, bytes, [&](long g, Space &space) {
+      const R *from = reinterpret_cast<const R *>(U) + g * (grid.field() / V);
+      R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(smooth_size(*lowpass));
+      R *turned = space.take<R>(turned_size(*lowpass)), *averages = space.take<R>(averages_size(*lowpass));
+      if (grid.line && !lowpass->moments) std::memset(static_cast<void *>(smooth), 0, sizeof(R) * smooth_size(*lowpass));
+      for (int c = 0; c < vectors(grid); c += grid.width) switch (grid.width) {
+          case 8: read_columns<8>(*lowpass, from, c, u, smooth); break;
+          case 4: read_columns<4>(*lowpass, from, c, u, smooth); break;
+          case 2: read_columns<2>(*lowpass, from, c, u, smooth); break;
+          default: read_columns<1>(*lowpass, from, c, u, smooth);
+        }
+      finish(*lowpass, smooth, turned, averages, *target, g);
+    });
+  }
+
+  // Two real vectors of columns travel as one complex vector through axis 0; its half of frequencies goes to the lanes.
+  static int spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, int threads) {
+    const Grid<T> &grid = *plan;
+    const int n1 = grid.n1, n2 = grid.n2, halves = (n1 / 2 + V) / V;  // vectors of k1 = 0 .. n1/2
+    const long columns = vectors(grid), half = grid.half(), step = grid.stride | 1;
+    const size_t bytes = Space::bytes<C>(n1) + Space::bytes<C>(halves * step);
+    const T h = T(0.5) / T(grid.points());
+    return each(groups, threads, bytes, [&](long g, Space &space) {
+      const R *from = reinterpret_cast<const R *>(field) + g * (grid.field() / V);
+      T *real = X + g * 2 * half, *imag = real + half;
+      C *z = space.take<C>(n1), *lines = space.take<C>(halves * step);  // lines (halves, u2)
+      for (long c = 0; c < columns; c += 2) {
+        const bool two = c + 1 < columns;
+        for (int r = 0; r < n1; r++) z[grid.columns.place[r]] = {two ? from[r * columns + c + 1] : R{}, from[r * columns + c]};
+        inverse(grid.columns, z, n1, 1, 1);
+        for (int strip = 0; strip < halves; strip++) {
+          R re[V], im[V], re2[V], im2[V];
+          for (int i = 0; i < V; i++) {  // of x + i y: X = (Z + Z*)/2, Y = (Z - Z*)/2i; Z = a.y + i a.x, Z* = b.y - i b.x
+            const int k = strip * V + i;
+            if (k >= n1) { re[i] = im[i] = re2[i] = im2[i] = R{}; continue; }
+            const C a = z[k], b = z[k ? n1 - k : 0];
+            re[i] = h * (a.y + b.y);
+            im[i] = h * (a.x - b.x);
+            re2[i] = h * (a.x + b.x);
+            im2[i] = h * (b.y - a.y);
+          }
+          transpose<T, V>(re);
+          transpose<T, V>(im);
+          put(grid, lines + strip * step, strip, int(c) * V, re, im);
+          if (!two) continue;
+          transpose<T, V>(re2);
+          transpose<T, V>(im2);
+          put(grid, lines + strip * step, strip, int(c + 1) * V, re2, im2);
+        }
+      }
+      const long n = grid.points(), pitch = long(halves) * V, end = V + (grid.line ? n / 2 + 1 : n2 * pitch);
+      for (T *plane : {real, imag}) {  // what is read with weights of zero must be numbers
+        std::memset(plane, 0, sizeof(T) * V);
+        std::memset(plane + end, 0, sizeof(T) * (half - end));
+      }
+      for (int strip = 0; strip < halves; strip++) {
+        C *line = lines + strip * step;
+        inverse(grid.rows, line, n2, 1, 1);
+        for (int k2 = 0; k2 < n2; k2++) {
+          const R re = line[k2].y, im = line[k2].x;
+          if (grid.line && n1 % V) {  // lanes behind n1 must not be written
+            for (int i = 0; i < V && strip * V + i < n1; i++) {
+              const long k = strip * V + i + long(n1) * k2, mirror = 2 * k > n;
+              real[V + (mirror ? n - k : k)] = re[i];
+              imag[V + (mirror ? n - k : k)] = mirror ? -im[i] : im[i];
+            }
+            continue;
+          }
+          const long k = grid.line ? strip * V + long(n1) * k2 : k2 * pitch + strip * V;
+          if (!grid.line || 2 * k <= n) {
+            store(real + V + k, re);
+            store(imag + V + k, im);
+          }
+          if (grid.line && 2 * (k + V - 1) > n) {  // the mirrored conjugates of frequencies beyond n/2
+            store(real + 1 + n - k, reversed<T, V>(re));
+            store(imag + 1 + n - k, -reversed<T, V>(im));
+          }
+        }
+      }
+    });
+  }
+
+  // Points (u2 .. u2 + V - 1, k1 in the lanes) of a strip, real and imaginary parts exchanged, to where axis 1 wants them.
+  SC_INLINE void put(const Grid<T> &grid, C *line, int strip, int u2, const R *re, const R *im) {
+    for (int i = 0; i < V && u2 + i < grid.n2; i++) {
+      C a = {re[i], im[i]};
+      if (!grid.turns.empty()) a = turned_point<true>(grid, a, strip, u2 + i);
+      line[grid.rows.place[u2 + i]] = {a.y, a.x};
+    }
+  }
+
+  static int extend(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
+                    const int32_t *columns, T *U) {
+    for (int image = 0; image < images; image++)
+      for (int r = 0; r < grid->n1; r++) {
+        T *to = U + image * grid->field() + long(r) * grid->stride;
+        const T *from = x + image * size + (grid->line ? 0 : rows[r]), factor = image < present ? scale[image] : T(0);
+        const int32_t *column = columns + (grid->line ? long(r) * grid->n2 : 0);
+        for (int c = 0; c < grid->stride; c++) to[c] = c < grid->n2 && image < present ? factor * from[column[c]] : T(0);
+      }
+    return 0;
+  }
+
+  static constexpr Operations<T> operations() { return {V, true, extend, spectrum, wavelet, average}; }
+};
+
+}  // namespace
+
+template <class T> Operations<T> points() { return Points<T, kBytes / sizeof(T)>::operations(); }
+template Operations<float> points();
+template Operations<double> points();

@@ -1,0 +1,361 @@
+"""A cascade as the compiled CPU engine runs it: the operations of `primitives`, fused, on wide vectors."""
+
+import math
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scattercube.kernels.engine.library import Engine, engine
+from scattercube.kernels.filterbank import Box, LineLowpass, Lowpass, Sampling, Shape
+
+if TYPE_CHECKING:
+    from scattercube.kernels.cascade import Cascade
+
+_SIGNALS, _FEW_SIGNALS, _POINTS = range(3)
+
+_ALIGNMENT = 64
+_SMALL = {1: 1 << 14, 2: 96 * 96}  # points of a line, of a grid, up to which signals side by side stay in cache
+_CACHE_NBYTES = 1 << 20  # of a core's own cache, for the arrays between two operations
+_DROP = {"float32": 5e-8, "float64": 1e-14}  # of a low-pass's sum of magnitudes, left out at its ends
+_WEIGHT = {"float32": 1e-6, "float64": 1e-12}  # of a filter's peak: smaller weights are left out
+
+
+def plan(cascade: "Cascade") -> "Plan | None":
+    """Return the plan of a cascade; None where no engine is at hand, or none for lines of such a length."""
+    if engine() == "portable":
+        return None
+    sizes = {n for level in range(len(cascade._lowpasses)) for n in cascade._grid(level)}
+    return Plan(cascade) if all(map(Engine(cascade.dtype).possible, sizes)) else None
+
+
+class _Arena:
+    """Aligned memory for arrays that are given back in the order in which they were not taken."""
+
+    def __init__(self, nbytes: int) -> None:
+        raw = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+        self._memory = raw[-raw.ctypes.data % _ALIGNMENT :]
+        self.used = 0
+
+    def take(self, nbytes: int) -> int:
+        """Return the address of so many bytes; ``used`` set back gives them back."""
+        address = self._memory.ctypes.data + self.used
+        self.used += _aligned(nbytes)
+        return address
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Images that travel together: image b of ``present`` is signal b, b + images, … of a field.
+
+    Parameters
+    ----------
+    images
+        How many images fit, a divisor of ``lanes``.
+    present
+        How many there are.
+    use
+        How lanes are used.
+    lanes
+        Signals of a group.
+    """
+
+    images: int
+    present: int
+    use: int
+    lanes: int
+
+    def groups(self, n_prefixes: int) -> int:
+        return -(-n_prefixes * self.images // self.lanes)
+
+
+class Plan:
+    """A cascade as the engine runs it.
+
+    Small images and short lines lie side by side in the lanes of vectors; of larger ones, each vector holds
+    neighbouring points. The choice depends on the grids alone: so the bits of a result depend neither on the batch
+    nor on the number of threads.
+
+    Parameters
+    ----------
+    cascade
+        What to run.
+    """
+
+    def __init__(self, cascade: "Cascade") -> None:
+        self._engine, self._dtype = Engine(cascade.dtype), cascade.dtype
+        self._cascade: Any = weakref.proxy(cascade)
+        shapes = [cascade._grid(level) for level in range(len(cascade._lowpasses))]
+        points = math.prod(shapes[0]) > _SMALL[len(shapes[0])]
+        self._use = _POINTS if points else _SIGNALS
+        self._lanes = 1 if points else self._engine.lanes(_SIGNALS)
+        self._vector = self._engine.lanes(self._use) if points else 1
+        self._grids = [self._own("grid", self._engine.grid(self._use, len(s) == 1, *self._split(s))) for s in shapes]
+        self._lowpasses = list(map(self._lowpass, self._grids, shapes, cascade._lowpasses))
+        self._banks: dict[tuple[Any, ...], int] = {}
+        sizes = [axis.size for axis in cascade._axes]
+        indices = [axis.index.astype(np.int32) for axis in cascade._axes]
+        self._rows = indices[0] * np.int32(sizes[1]) if len(sizes) > 1 else np.zeros(1, np.int32)
+        self._columns = indices[-1]
+
+    def __call__(self, batch: NDArray[Any], out: NDArray[Any], threads: int) -> None:
+        """Fill ``out`` (B, n_paths, samples kept) from a batch of finite arrays."""
+        blocks = list(self._blocks(len(batch)))
+        outer = threads if len(blocks) >= 2 * threads else 1  # images in parallel, or the filters of each
+
+        def run(start: int, block: _Block) -> None:
+            part = slice(start, start + block.present)
+            self._scatter(np.ascontiguousarray(batch[part], dtype=self._dtype), out[part], block, threads // outer)
+
+        if outer > 1:
+            with ThreadPoolExecutor(outer) as pool:
+                list(pool.map(run, *zip(*blocks, strict=True)))
+        else:
+            for start, block in blocks:
+                run(start, block)
+        self._engine.release()
+
+    def nbytes(self, batch: int, threads: int = 1) -> int:
+        """Project the bytes of the arrays between operations: those of the largest block, times the threads."""
+        blocks = list(self._blocks(batch))
+        outer = threads if len(blocks) >= 2 * threads else 1
+        return outer * max((self._peak(block, threads // outer) for _, block in blocks), default=0)
+
+    # --- What the engine knows of a cascade ---
+
+    def _own(self, kind: str, handle: int | None) -> int:
+        return self._engine.own(self, kind, handle)
+
+    def _split(self, shape: Shape) -> tuple[int, int]:
+        """The two factors of a line that lie nearest, the first a multiple of a vector where it can be; or the grid."""
+        if len(shape) == 2:
+            return shape[0], shape[1]
+        (n,) = shape
+        if n <= 256 and self._use == _SIGNALS:
+            return 1, n
+        factors = [k for k in range(1, n + 1) if n % k == 0]
+        whole = [k for k in factors if k % self._vector == 0] or factors
+        first = min(whole, key=lambda k: abs(math.log(k * k / n)))
+        return first, n // first
+
+    def _lowpass(self, grid: int, shape: Shape, low: Lowpass | LineLowpass | Sampling) -> int:
+        drop = _DROP[self._dtype.name]
+        if isinstance(low, Lowpass):
+            first, second = (low.matrices[0].host, low.matrices[-1].host)
+            handle = self._engine.lowpass(grid, first.ctypes.data, len(first), second.ctypes.data, len(second), drop)
+            return self._own("lowpass", handle)
+        if isinstance(low, Sampling):
+            kernel = np.zeros(low.n, self._dtype)
+            kernel[0] = 1
+            samples = np.arange(low.n)[low.samples]
+        else:
+            kernel = np.fft.irfft(low.phi.host.astype(np.float64), low.n).astype(self._dtype)
+            samples = np.arange(low.fine)[low.samples] * (low.n // low.fine)
+        basis, kernel, samples = self._moments(kernel, samples, self._engine.width(grid), self._split(shape)[1])
+        vectors = basis.shape[1] // self._vector
+        addresses = (array.ctypes.data for array in (kernel, samples))
+        handle = self._engine.line_lowpass(
+            *(grid, basis.ctypes.data, len(basis), vectors, *addresses, len(samples), drop)
+        )
+        return self._own("lowpass", handle)
+
+    def _moments(
+        self, kernel: NDArray[Any], samples: NDArray[np.intp], width: int, row: int
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.intp]]:
+        """Split a wide kernel: into polynomials on blocks of points, and what is left to do with their moments.
+
+        Returned are the basis (moments, block), without rows where taps themselves are cheaper or polynomials are not
+        exact enough; the kernel (n,), or its coefficients (n/block × moments,); and where these stand for each sample.
+        """
+        fine = kernel.astype(np.float64)
+        step = int(samples[1] - samples[0]) if len(samples) > 1 else len(kernel)
+        reach = np.count_nonzero(abs(fine) > _DROP[self._dtype.name] * abs(fine).max())
+        best, cost = (np.zeros((0, self._vector), self._dtype), kernel, samples), 1.5 * (reach / step + 1)
+        for moments in (4, 8):
+            for vectors in (8, 4, 2, 1):
+                block = vectors * self._vector
+                here = moments * (1 + reach / (block * step))  # operations per point: moments, then taps
+                fits = vectors <= width and moments <= block and not any(k % block for k in (step, *samples[:1], row))
+                if not fits or here >= cost or (self._use == _POINTS and moments > self._vector):
+                    continue
+                basis = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, block), moments - 1))[0]
+                blocks = fine.reshape(-1, block)
+                coefficients = blocks @ basis
+                if abs(blocks - coefficients @ basis.T).sum() <= 2 * _DROP[self._dtype.name] * abs(fine).sum():
+                    rest = coefficients.ravel().astype(self._dtype)
+                    best = np.ascontiguousarray(basis.T).astype(self._dtype), rest, samples // block * moments
+                    cost = here
+        return best
+
+    def _bank(self, cascade: "Cascade", path: tuple[int, ...], block: _Block) -> int:
+        """The engine's form of the bank that ends a path; at order 1, filters fill the lanes that images leave."""
+        bank, level = cascade._bank(path), cascade._level(path[-1])
+        above = cascade._level(path[-2]) if len(path) > 1 else 0
+        side_by_side = block.lanes // block.images if len(path) == 1 else 1
+        lanes = block.lanes if side_by_side > 1 else 1
+        key = (id(bank), side_by_side, lanes)
+        if key not in self._banks:
+            handle = self._own("bank", self._engine.bank(self._grids[above], self._grids[level], lanes))
+            boxes = [_trimmed(box, _WEIGHT[self._dtype.name]) for box in bank.boxes]
+            for start in range(0, len(boxes), side_by_side):
+                box = _beside(boxes[start : start + side_by_side], lanes, block.images) if lanes > 1 else boxes[start]
+                origin, extent = np.array(box.origin), np.array(box.weights.shape)
+                weights = np.ascontiguousarray(box.weights)
+                made = self._engine.add_filter(handle, origin.ctypes.data, extent.ctypes.data, weights.ctypes.data)
+                if not made:
+                    raise MemoryError("no memory for the filters of the compiled engine")
+            self._banks[key] = handle
+        return self._banks[key]
+
+    # --- The cascade ---
+
+    def _blocks(self, batch: int) -> Iterator[tuple[int, _Block]]:
+        """Yield (first image, block)."""
+        few = self._engine.lanes(_FEW_SIGNALS)
+        start = 0
+        while start < batch:
+            rest = batch - start
+            if self._use == _POINTS:
+                block = _Block(1, 1, _POINTS, 1)
+            elif rest > few:
+                block = _Block(self._lanes, min(rest, self._lanes), _SIGNALS, self._lanes)
+            else:
+                block = _Block(1 << (rest - 1).bit_length(), rest, _FEW_SIGNALS, few)
+            yield start, block
+            start += block.present
+
+    def _field_nbytes(self, level: int, block: _Block) -> int:
+        return _aligned(int(self._engine.field(self._grids[level])) * block.lanes * self._dtype.itemsize)
+
+    def _spectrum_nbytes(self, level: int, block: _Block) -> int:
+        return _aligned(2 * int(self._engine.half(self._grids[level])) * block.lanes * self._dtype.itemsize)
+
+    def _at_once(self, m: int, level: int, n_filters: int, groups: int, block: _Block, threads: int) -> int:
+        """How many filters make fields at once, before paths go on from these."""
+        each = groups * (self._field_nbytes(level, block) + self._spectrum_nbytes(level, block))
+        return max(1, min(n_filters, max(threads, _CACHE_NBYTES // each)))
+
+    def _peak(self, block: _Block, threads: int) -> int:
+        peak = self._field_nbytes(0, block) + self._spectrum_nbytes(0, block)
+        return peak + (self._peak_below((), 1, block, threads) if self._cascade.max_order else 0)
+
+    def _peak_below(self, scales: tuple[int, ...], groups: int, block: _Block, threads: int) -> int:
+        cascade, peak = self._cascade, 0
+        for j in cascade._next(scales):
+            path, level = (*scales, j), cascade._level(j)
+            if cascade._next(path):
+                n_filters = self._n_filters(path, block)
+                some = groups * self._at_once(len(scales), level, n_filters, groups, block, threads)
+                here = some * (self._field_nbytes(level, block) + self._spectrum_nbytes(level, block))
+                peak = max(peak, here + self._peak_below(path, some, block, threads))
+        return peak
+
+    def _n_filters(self, path: tuple[int, ...], block: _Block) -> int:
+        """Filters of a bank as the engine counts them: at order 1, those that share the lanes count as one."""
+        n_filters = len(self._cascade._bank(path))
+        return block.groups(n_filters) if len(path) == 1 else n_filters
+
+    def _scatter(self, images: NDArray[Any], out: NDArray[Any], block: _Block, threads: int) -> None:
+        """Fill the coefficients (present, n_paths, …) of the images of a block."""
+        engine, cascade = self._engine, self._cascade
+        # Scattering is homogeneous: an exact power of two keeps squares of large and of tiny images in range.
+        flat = images.reshape(len(images), -1)
+        peaks = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))
+        exponents = np.where(peaks > 0, np.frexp(peaks)[1], 0)
+        scale = np.ldexp(np.ones(block.present, self._dtype), -exponents)
+        unscale = np.ldexp(np.ones(block.present, self._dtype), exponents)
+        arena = _Arena(self._peak(block, threads))
+        U, X = arena.take(self._field_nbytes(0, block)), arena.take(self._spectrum_nbytes(0, block))
+        grid = self._grids[0]
+        engine.extend(
+            *(block.use, grid, images.ctypes.data, scale.ctypes.data, block.images, block.present, flat.shape[1]),
+            *(self._rows.ctypes.data, self._columns.ctypes.data, U),
+        )
+        rows = np.full(block.lanes // block.images, -1, np.int32)
+        rows[0] = 0
+        target = (out.ctypes.data, unscale.ctypes.data, len(cascade.paths), block.images, block.present, threads)
+        self._check(engine.average(block.use, self._lowpasses[0], U, 1, *_with(rows, target)))
+        if cascade.max_order:
+            self._check(engine.spectrum(block.use, grid, U, X, 1, threads))
+            self._descend(X, 1, (), np.zeros(1, np.intp), block, target, arena)
+
+    def _descend(
+        self,
+        X: int,
+        groups: int,
+        scales: tuple[int, ...],
+        prefixes: NDArray[np.intp],
+        block: _Block,
+        target: tuple[int, ...],
+        arena: _Arena,
+    ) -> None:
+        """Fill the coefficients of every path that goes on from ``groups`` of spectra at the address ``X``.
+
+        ``prefixes`` says, as in `Cascade`, which filters led to each signal of each image; −1 is a lane without any.
+        """
+        engine, cascade, threads = self._engine, self._cascade, target[-1]
+        m = len(scales)
+        for j in cascade._next(scales):
+            path, level = (*scales, j), cascade._level(j)
+            bank = self._bank(cascade, path, block)
+            table = cascade.paths.rows[path].T
+            table = table.reshape(len(table), -1)  # (filters, every prefix)
+            n_filters, goes_on = self._n_filters(path, block), bool(cascade._next(path))
+            step = self._at_once(m, level, n_filters, groups, block, threads) if goes_on else n_filters
+            mark = arena.used
+            for first in range(0, n_filters, step):
+                count = min(step, n_filters - first)
+                if m:
+                    numbers = np.arange(first, first + count)[:, None]
+                    longer = np.where(prefixes < 0, -1, numbers * table.shape[1] + prefixes).ravel()
+                else:
+                    side = block.lanes // block.images
+                    numbers = np.arange(first * side, (first + count) * side)
+                    longer = np.where(numbers < len(table), numbers, -1)
+                rows = np.where(longer < 0, -1, table.ravel()[longer]).astype(np.int32)
+                U = arena.take(groups * count * self._field_nbytes(level, block)) if goes_on else None
+                self._check(
+                    engine.wavelet(
+                        *(block.use, bank, first, count, self._lowpasses[level], X, groups, U), *_with(rows, target)
+                    )
+                )
+                if goes_on:
+                    deeper = arena.take(groups * count * self._spectrum_nbytes(level, block))
+                    self._check(engine.spectrum(block.use, self._grids[level], U, deeper, groups * count, threads))
+                    self._descend(deeper, groups * count, path, longer, block, target, arena)
+                arena.used = mark
+
+    def _check(self, failed: int) -> None:
+        if failed:
+            raise MemoryError(
+                "no memory for the workspaces of the compiled engine; take fewer threads or smaller arrays"
+            )
+
+
+def _with(rows: NDArray[np.int32], target: tuple[int, ...]) -> tuple[int, ...]:
+    return target[0], rows.ctypes.data, *target[1:]
+
+
+def _trimmed(box: Box, truncation: float) -> Box:
+    """Drop the weights that are nothing beside the largest; the corners of a box hold many."""
+    magnitude = abs(box.weights)
+    return Box(box.origin, np.where(magnitude > truncation * magnitude.max(), box.weights, 0).astype(box.weights.dtype))
+
+
+def _beside(boxes: list[Box], lanes: int, images: int) -> Box:
+    """Return filters side by side in the lanes of one box, (…, lanes): each as often as there are images."""
+    low = np.min([box.origin for box in boxes], axis=0)
+    high = np.max([np.add(box.origin, box.weights.shape) for box in boxes], axis=0)
+    weights = np.zeros((*(high - low), lanes), boxes[0].weights.dtype)
+    for f, box in enumerate(boxes):
+        where = tuple(slice(o - a, o - a + n) for o, a, n in zip(box.origin, low, box.weights.shape, strict=True))
+        weights[(*where, slice(f * images, (f + 1) * images))] = box.weights[..., None]
+    return Box(tuple(int(k) for k in low), weights)

@@ -1,0 +1,397 @@
+"""Joint time–frequency scattering: wavelets along time, then wavelets across the log-frequency of the first ones.
+
+References
+----------
+.. [1] J. Andén, V. Lostanlen and S. Mallat, "Joint time–frequency scattering", IEEE TSP 67 (2019).
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scattercube.kernels import primitives
+from scattercube.kernels.arguments import checked, integer
+from scattercube.kernels.axes import Padding
+from scattercube.kernels.bands import BandBank, Bands, band_labels, modulus_across, modulus_across_adjoint
+from scattercube.kernels.device import Array, Device, block_nbytes, device_of, namespace
+from scattercube.kernels.morlet import Morlet1D, morlet_bank
+from scattercube.kernels.paths import Paths, line_labels
+from scattercube.kernels.primitives import Smoothing
+from scattercube.kernels.scattering import Scattering1D
+
+Format = Literal["time", "joint"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some bands: |x ∗ ψ1| for some of the wavelets of a scale.
+
+    Parameters
+    ----------
+    j, filters
+        The scale, and which of its wavelets.
+    bands
+        Their places among all bands.
+    spectrum
+        (n, bands, signals).
+    """
+
+    j: int
+    filters: slice
+    bands: slice
+    spectrum: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """The coefficients to which one wavelet ψ2 leads, or those of the first order.
+
+    Parameters
+    ----------
+    j, wavelet
+        Its scale, and which of the wavelets of that scale it is.
+    bank
+        The filters across the bands of smaller scale; at the first order, across all.
+    rows
+        Where their outputs stand.
+    """
+
+    j: int
+    wavelet: slice
+    bank: BandBank
+    rows: slice
+
+    def met(self, parts: Sequence[_Part]) -> Iterator[_Part]:
+        """Choose the bands that ψ2 meets."""
+        return (part for part in parts if part.j < self.j)
+
+
+class TimeFrequencyScattering:
+    """Joint time–frequency scattering of signals: how they are modulated in time and in log-frequency [1]_.
+
+    The first order |x ∗ ψ1| is a stack of bands, by falling frequency. ψ2 meets it along time, wavelets ψ_fr across the
+    bands, and the modulus is averaged over T samples and F bands. Spin +1 answers to bands that sound one after the
+    other from low to high, spin −1 from high to low; spin 0 is the mean across 2^J_fr bands. The averaged first order
+    meets the ψ_fr of spin ≥ 0 likewise.
+
+    ``S(x)`` turns signals ``(…, N)`` into coefficients of type ``dtype``, ``(…, path, time)`` or ``(…, path, frequency,
+    time)``, in the namespace (NumPy or CuPy) of ``x``. Signals of integers and booleans are converted; the input is
+    never modified. Frequencies across bands are labelled in cycles per octave of Q1 bands: where the first bank ends in
+    wavelets of one width, spaced linearly, a band still counts as 1/Q1 octave.
+
+    Parameters
+    ----------
+    J, shape, Q, T, padding, dtype, sampling_rate
+        As for `Scattering1D`, with T ≥ 1.
+    J_fr
+        log2 of the largest scale across bands; J_fr ≥ 0, 2^J_fr ≤ (J + 1)·Q1.
+    Q_fr
+        Wavelets per octave of the frequency across bands.
+    F
+        Scale of the average in bands, 1 ≤ F ≤ (J + 1)·Q1, by default 2^J_fr. Outputs lie 2^⌊log2 F⌋ bands apart.
+    format
+        ``"time"``: a path for each of these bands, and order 0. ``"joint"``: these bands are an axis; no order 0.
+
+    Attributes
+    ----------
+    output_shape
+        (n_paths, n_times) or (n_paths, n_frequencies, n_times).
+    paths
+        The label of each coefficient. Orders ascend, then n2, then n_fr, then n1; ``paths.rows`` are those of (),
+        (n_fr,) and (n2, n_fr).
+    halo
+        As for `Scattering1D`.
+
+    Raises
+    ------
+    TypeError
+        A parameter is of the wrong type.
+    ValueError
+        A parameter is out of its range.
+
+    Notes
+    -----
+    ``padding="kymatio"`` gives the numbers of Kymatio 0.4: its bands lie on a circle, all of which ``"joint"`` keeps,
+    and F ≤ 2^J_fr. Where F < 2^J_fr its labels, and in this convention ours, place the coefficients of spin 0 at every
+    2^J_fr-th band though they lie at every 2^⌊log2 F⌋-th.
+    """
+
+    def __init__(
+        self,
+        J: int,
+        J_fr: int,
+        shape: int | tuple[int],
+        Q: int | tuple[int, ...] = (8, 1),
+        Q_fr: int = 1,
+        T: float | None = None,
+        F: float | None = None,
+        format: Format = "time",
+        padding: Padding = "minimal",
+        dtype: str = "float32",
+        sampling_rate: float | None = None,
+    ) -> None:
+        if T in (0, "global"):
+            raise ValueError(f"T={T!r}: a joint transform averages over T samples, 1 ≤ T ≤ N")
+        if format not in ("time", "joint"):
+            raise ValueError(f'format={format!r}: expected "time" or "joint"')
+        self._time = Scattering1D(J, shape, Q, T, padding=padding, dtype=dtype, sampling_rate=sampling_rate)
+        self.J, self.Q, self.T, self.padding = self._time.J, self._time.Q, self._time.T, self._time.padding
+        self.shape, self.dtype, self.halo = self._time.shape, self._time.dtype, self._time.halo
+        self.J_fr, self.Q_fr, self.format = integer("J_fr", J_fr, 0), integer("Q_fr", Q_fr, 1), format
+        n_nominal = (self.J + 1) * self.Q[0]
+        self.F = _scale_across(F, self.J_fr, n_nominal, self.padding)
+        self.sampling_rate = sampling_rate
+
+        self._first, self._second = (morlet_bank(self.J, q) for q in self.Q)
+        if padding == "kymatio":
+            self._bands = Bands.peers(n_nominal, self.J_fr, self.Q_fr, self.F)
+        else:
+            self._bands = Bands.of(len(self._first), self.J_fr, self.Q_fr, self.F, self.dtype)
+        labels: list[tuple[int, ...]] = [] if format == "joint" else [(0, -1, -1, -1)]
+        self._n_rows = len(labels)
+        self._order_1 = self._stage(None, labels)
+        self._stages = [self._stage(psi2, labels) for psi2 in self._second if psi2.j > self._first[0].j]
+        self.paths = self._table(np.array(labels))
+        kept = (len(self._bands.kept),) if format == "joint" else ()
+        self.output_shape = (len(labels), *kept, *self._time.output_shape[1:])
+
+    def __call__(self, x: Array) -> Array:
+        r"""Return the coefficients (…, \*output_shape) of signals (…, N), in the namespace of ``x``.
+
+        The same call gives the same bits; what else is in the batch changes the coefficients by rounding alone.
+
+        Raises
+        ------
+        TypeError
+            ``x`` is not an array of real numbers.
+        ValueError
+            The last axis is not N, or a value is not finite.
+        """
+        batch = checked(x, self.shape, self.dtype)
+        result = namespace(x).empty((len(batch), self._n_rows, self.output_shape[-1]), dtype=self.dtype)
+        for part in self._blocks(batch):
+            self._scatter(batch[part], result[part])
+        return result.reshape(x.shape[:-1] + self.output_shape)
+
+    def adjoint(self, x: Array, g: Array) -> Array:
+        r"""Return the gradient of Σ S(x)·g with respect to ``x``: (…, N) and (…, \*output_shape) → (…, N).
+
+        |y| has the gradient y/|y|, and 0 where y = 0.
+
+        Raises
+        ------
+        TypeError
+            ``x`` or ``g`` is not an array of real numbers.
+        ValueError
+            A shape does not fit, or a value is not finite.
+        """
+        xp, batch = namespace(x), checked(x, self.shape, self.dtype)
+        if g.shape != (shape := x.shape[:-1] + self.output_shape):
+            raise ValueError(f"g has shape {g.shape}: x of shape {x.shape} needs {shape}")
+        g = checked(g, self.output_shape, self.dtype, "g").reshape(len(batch), self._n_rows, self.output_shape[-1])
+        gradient = xp.empty(batch.shape, dtype=self.dtype)
+        for part in self._blocks(batch):
+            X = primitives.spectrum(self._extended(batch[part]), 1)
+            here = g[part].astype(self.dtype, copy=False)
+            G = primitives.spectrum_adjoint(self._ascend(X, here), 1)
+            if self.format == "time":
+                G = G + primitives.average_adjoint(here, self._lowpass(0), slice(0, 1))
+            gradient[part] = primitives.extend_adjoint(G, self._time._indices, self.shape)
+        return gradient.reshape(x.shape)
+
+    @property
+    def positions(self) -> tuple[NDArray[np.float64], ...]:
+        """Where each output lies, an array for each axis behind ``path``: (frequencies and) times.
+
+        In Hz and seconds, or cycles per sample and samples. A frequency is the centre of a band, and NaN at the places
+        beyond the last band that ``padding="kymatio"`` keeps.
+        """
+        if self.format == "time":
+            return self._time.positions
+        centres = np.full(len(self._bands.kept), np.nan)
+        xi = [psi.xi for psi in self._first[:: self._bands.stride]]
+        centres[: len(xi)] = xi
+        return (centres * (self.sampling_rate or 1), *self._time.positions)
+
+    @cached_property
+    def filter_digest(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the filters, as `Scattering1D` has them."""
+        digest = hashlib.sha256(repr((self._time.filter_digest, self.format)).encode())
+        for bank in (stage.bank for stage in (self._order_1, *self._stages)):
+            digest.update(bank.kernels.host.astype("<c8").tobytes())
+            digest.update(bank.smoothing.host.astype("<f4").tobytes())
+        return digest.hexdigest()[:12]
+
+    # --- Which coefficients there are ---
+
+    def _stage(self, psi2: Morlet1D | None, labels: list[tuple[int, ...]]) -> _Stage:
+        """Set up what follows ψ2, and add its labels (order, n2, n_fr, n1)."""
+        wavelets = self._bands.rising if psi2 is None else self._bands.wavelets
+        n_bands = len(self._first) if psi2 is None else sum(psi1.j < psi2.j for psi1 in self._first)
+        bank = self._bands.bank(wavelets, n_bands, self.format == "joint", self.dtype)
+        order, n2 = (1, -1) if psi2 is None else (2, psi2.n)
+        for n_fr, psi in enumerate(wavelets):
+            bands = [-1] if self.format == "joint" else range(0, n_bands, psi.called)
+            labels.extend((order, n2, n_fr, band) for band in bands)
+        rows = slice(self._n_rows, self._n_rows + bank.n_outputs)
+        self._n_rows = rows.stop
+        if psi2 is None:
+            return _Stage(-1, slice(0), bank, rows)
+        place = sum(psi.j == psi2.j for psi in self._second[: psi2.n])
+        return _Stage(psi2.j, slice(place, place + 1), bank, rows)
+
+    def _table(self, labels: NDArray[np.intp]) -> Paths:
+        """The labels of paths whose (order, n2, n_fr, n1) are given, −1 where a path has none."""
+        order, n2, n_fr, n1 = labels.T
+        columns: dict[str, NDArray[Any]] = {"order": order.astype(np.int8)}
+        units, descriptions = {"order": "1"}, {"order": "scattering order: the number of wavelets along time"}
+        first, second = (line_labels(bank, self.sampling_rate) for bank in (self._first, self._second))
+        banks = [("1", "first", n1, first)] * (self.format == "time")
+        banks += [("2", "second", n2, second), ("", "", n_fr, band_labels(self._bands.wavelets, self.Q[0]))]
+        for m, nth, index, quantities in banks:
+            for name, quantity in quantities.items():
+                whole = quantity.values.dtype.kind == "i"
+                absent = quantity.values.dtype.type((0 if name == "spin" else -1) if whole else np.nan)
+                columns[name + m] = np.append(quantity.values, absent)[index]
+                units[name + m], descriptions[name + m] = quantity.unit, quantity.text.format(nth=nth)
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, key in enumerate(labels[:, 1:3].tolist()):
+            rows.setdefault(tuple(n for n in key if n >= 0), []).append(row)
+        return Paths(columns, units, descriptions, {key: np.array(places) for key, places in rows.items()})
+
+    # --- The transform, and back ---
+
+    def _lowpass(self, j: int) -> Smoothing:
+        return self._time._lowpasses[self._time._level(j)]
+
+    def _extended(self, signals: Array) -> Array:
+        return primitives.extend(signals.astype(self.dtype, copy=False), self._time._indices)
+
+    def _scatter(self, signals: Array, out: Array) -> None:
+        """Fill the coefficients of a block of signals."""
+        xp, signal = namespace(signals), self._extended(signals)
+        if self.format == "time":
+            primitives.average(signal, self._lowpass(0), out, slice(0, 1))
+        X = primitives.spectrum(signal, 1)
+        del signal
+        parts, S1 = self._first_order(X)
+        del X
+        out[:, self._order_1.rows] = xp.moveaxis(modulus_across(S1, self._order_1.bank), 1, 0)
+        del S1
+        for stage in self._stages:
+            Y = self._second_order(parts, stage)
+            Y = xp.moveaxis(modulus_across(Y, stage.bank), -1, 0)
+            primitives.average(Y, self._lowpass(stage.j), out, stage.rows)
+            del Y
+
+    def _first_order(self, X: Array) -> tuple[list[_Part], Array]:
+        """Return |x ∗ ψ1| as spectra, and its average (bands, signals, times)."""
+        xp, time, band = namespace(X), self._time, 0
+        parts, averages = [], []
+        for j, group in time._groups[0].items():
+            step, _ = time._at_once(j, len(group), X.shape[-1], device_of(X))
+            for start in range(0, len(group), step):
+                filters = slice(start, min(start + step, len(group)))
+                U = primitives.wavelet_modulus(X, time._bank((j,)), filters)
+                averages.append(primitives.smooth(U, self._lowpass(j)))
+                bands = slice(band, band + U.shape[1])
+                parts.append(_Part(j, filters, bands, primitives.spectrum(U, 1)))
+                band = bands.stop
+        return parts, xp.moveaxis(xp.concatenate(averages, axis=1), 0, -1)
+
+    def _second_order(self, parts: list[_Part], stage: _Stage) -> Array:
+        """Return |x ∗ ψ1| ∗ ψ2, for all bands of smaller scale than ψ2: (bands, signals, n) complex."""
+        spectrum = parts[0].spectrum
+        xp, (n,) = namespace(spectrum), self._time._grid(self._time._level(stage.j))
+        Y = xp.empty((stage.bank.n_bands, spectrum.shape[-1], n), spectrum.dtype)
+        for part in stage.met(parts):
+            y = primitives.wavelet(part.spectrum, self._time._bank((part.j, stage.j)), stage.wavelet)
+            Y[part.bands] = xp.moveaxis(y[:, 0], 0, -1)
+        return Y
+
+    def _ascend(self, X: Array, g: Array) -> Array:
+        """Return the gradient with respect to the spectra ``X`` of what follows from them, weighted by ``g``."""
+        xp, time = namespace(X), self._time
+        parts, S1 = self._first_order(X)
+        totals = {part.bands.start: xp.zeros_like(part.spectrum) for part in parts}
+        for stage in self._stages:
+            G = xp.moveaxis(primitives.average_adjoint(g, self._lowpass(stage.j), stage.rows), 0, -1)
+            G = modulus_across_adjoint(self._second_order(parts, stage), stage.bank, G)
+            for part in stage.met(parts):
+                here = xp.ascontiguousarray(xp.moveaxis(G[part.bands], -1, 0))[:, None]
+                bank = time._bank((part.j, stage.j))
+                primitives.wavelet_adjoint(here, bank, stage.wavelet, totals[part.bands.start])
+        G1 = modulus_across_adjoint(S1, self._order_1.bank, xp.moveaxis(g[:, self._order_1.rows], 0, 1)).real
+        GX = xp.zeros_like(X)
+        for part in parts:
+            G = primitives.smooth_adjoint(xp.moveaxis(G1[part.bands], -1, 0), self._lowpass(part.j))
+            G = G + primitives.spectrum_adjoint(totals.pop(part.bands.start), 1)
+            y = primitives.wavelet(X, time._bank((part.j,)), part.filters)
+            primitives.wavelet_adjoint(
+                primitives.modulus_adjoint(y, G.reshape(y.shape)), time._bank((part.j,)), part.filters, GX
+            )
+        return GX
+
+    # --- Blocks: memory does not grow with the batch ---
+
+    def nbytes(self, batch: int, device: Device = "cpu") -> int:
+        """Project the peak bytes that ``S(x)`` allocates for ``batch`` signals of its own dtype, the result included.
+
+        Signals are taken in blocks, so that beyond the result the peak does not grow with the batch. The filters, which
+        stay, and about 64 KiB of bookkeeping are not counted.
+        """
+        time, itemsize = self._time, self.dtype.itemsize
+        n_signals = min(batch, self._signals_at_once(device))
+        signal = n_signals * time._signal_nbytes(0)
+        peak, spectra = 3 * signal, 2 * signal  # while X is made, and X
+        for j, group in time._groups[0].items():
+            step, _ = time._at_once(j, len(group), n_signals, device)
+            U = n_signals * time._signal_nbytes(time._level(j))
+            peak = max(peak, spectra + 2 * U * (len(group) - len(group) % step) + 3 * U * step)
+            spectra += 2 * U * len(group)
+        n_times = n_signals * self.output_shape[-1] * itemsize
+        S1 = len(self._first) * n_times
+        peak, spectra = max(peak, spectra + 2 * S1), spectra - 2 * signal
+        peak = max(peak, spectra + 2 * S1 + self._across_nbytes(self._order_1.bank, n_times, device))
+        for stage in self._stages:
+            level = time._level(stage.j)
+            line = n_signals * time._signal_nbytes(level)
+            Y, Z = 2 * stage.bank.n_bands * line, stage.bank.n_outputs * line
+            y = 2 * line * max(len(group) for j, group in time._groups[0].items() if j < stage.j)
+            smoothed = Z + time._smoothing_nbytes(level, Z) + stage.bank.n_outputs * n_times
+            peak = max(peak, spectra + max(Y + max(y, self._across_nbytes(stage.bank, line, device)), smoothed))
+        whole: int = batch * self._n_rows * self.output_shape[-1] * itemsize + peak
+        return whole
+
+    def _across_nbytes(self, bank: BandBank, line: int, device: Device) -> int:
+        """What `modulus_across` allocates for bands of so many bytes, real ones."""
+        lanes = min(line, bank.lanes_at_once(block_nbytes(device)) * self.dtype.itemsize)
+        return bank.n_outputs * (line + lanes) + 3 * len(bank.kernels.host) * lanes
+
+    def _blocks(self, batch: Array) -> Iterator[slice]:
+        step = self._signals_at_once(device_of(batch))
+        return (slice(start, start + step) for start in range(0, len(batch), step))
+
+    def _signals_at_once(self, device: Device) -> int:
+        time = self._time
+        spectra = sum(2 * len(group) * time._signal_nbytes(time._level(j)) for j, group in time._groups[0].items())
+        return max(1, block_nbytes(device) // spectra)
+
+
+def _scale_across(F: float | None, J_fr: int, n_nominal: int, padding: Padding) -> float:
+    if 2**J_fr > n_nominal:
+        remedy = f"the largest possible J_fr is {n_nominal.bit_length() - 1}"
+        raise ValueError(f"J_fr={J_fr}: 2^J_fr = {2**J_fr} exceeds (J + 1)·Q1 = {n_nominal} bands; {remedy}")
+    if F is None:
+        return 1 << J_fr
+    if not isinstance(F, int | float | np.integer | np.floating):
+        raise TypeError(f"F={F!r}: expected a number of bands")
+    most, name = (2**J_fr, '2^J_fr for padding="kymatio"') if padding == "kymatio" else (n_nominal, "(J + 1)·Q1")
+    if not 1 <= F <= most:
+        raise ValueError(f"F={F}: must be from 1 to {most} bands, {name}")
+    return float(F)
