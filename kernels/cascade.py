@@ -128,8 +128,11 @@ class Cascade:
         """
         batch = checked(x, self.shape, self.dtype)
         out = namespace(x).empty((len(batch), *self._kept), dtype=self.dtype)
-        for part in self._blocks(batch):
-            self._scatter(batch[part].astype(self.dtype, copy=False), out[part])
+        if device_of(x) == "cpu" and self._fused:
+            self._fused(batch, out, integer("threads", threads, 1))
+        else:
+            for part in self._blocks(batch):
+                self._scatter(batch[part].astype(self.dtype, copy=False), out[part])
         return out.reshape(x.shape[: -len(self.shape)] + self.output_shape)
 
     def adjoint(self, x: Array, g: Array) -> Array:
