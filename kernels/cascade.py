@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels import fused_cpu, primitives
-from scattercube.kernels.arguments import checked
+from scattercube.kernels.arguments import checked, integer
 from scattercube.kernels.axes import Axis
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.filterbank import Bank, Box, LineLowpass, Shape, fold

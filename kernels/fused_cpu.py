@@ -155,7 +155,7 @@ class Plan:
         if isinstance(low, Sampling):
             kernel = np.zeros(low.n, self._dtype)
             kernel[0] = 1
-            samples = np.arange(low.n)[low.samples]
+            samples = np.ascontiguousarray(np.arange(low.n)[low.samples])
         else:
             kernel = np.fft.irfft(low.phi.host.astype(np.float64), low.n).astype(self._dtype)
             samples = np.arange(low.fine)[low.samples] * (low.n // low.fine)
