@@ -148,6 +148,30 @@ def doctor(*, store: str = "store", data: str | None = None) -> int:
     return 0 if all(row.fine is not False for row in rows) else 1
 
 
+@app.command
+def bench(*, threads: int = 1, quick: bool = False) -> int:
+    """Time the transforms on this machine with every engine that it has, and beside Kymatio where that is installed.
+
+    Works are batches of noise in single precision. ``error`` is the largest relative distance of an engine from the
+    same transform in double precision, ``memory`` the projected peak of a call. Takes about a minute.
+
+    Parameters
+    ----------
+    threads
+        Threads of a call.
+    quick
+        Tiny works, a few seconds: to see that everything works.
+    """
+    from scattercube.flows.bench import measure, table
+
+    found = {}
+    for engine, measured in measure(quick, threads):
+        warn.print(f"{engine}: done", style="dim")
+        found[engine] = measured
+    say.print(table(found, quick))
+    return 0
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
     sys.exit(execute(sys.argv[1:]))

@@ -4,7 +4,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SIGNALS, _FEW_SIGNALS, _POINTS = range(3)
 
 _ALIGNMENT = 64
-_SMALL = {1: 1 << 14, 2: 96 * 96}  # points of a line, of a grid, up to which signals side by side stay in cache
+_SMALL = {1: 1 << 12, 2: 96 * 96}  # points of a line, of a grid, up to which signals side by side stay in cache
 _CACHE_NBYTES = 1 << 20  # of a core's own cache, for the arrays between two operations
 _DROP = {"float32": 5e-8, "float64": 1e-14}  # of a low-pass's sum of magnitudes, left out at its ends
 _WEIGHT = {"float32": 1e-6, "float64": 1e-12}  # of a filter's peak: smaller weights are left out
@@ -31,21 +31,6 @@ def plan(cascade: "Cascade") -> "Plan | None":
         return None
     sizes = {n for level in range(len(cascade._lowpasses)) for n in cascade._grid(level)}
     return Plan(cascade) if all(map(Engine(cascade.dtype).possible, sizes)) else None
-
-
-class _Arena:
-    """Aligned memory for arrays that are given back in the order in which they were not taken."""
-
-    def __init__(self, nbytes: int) -> None:
-        raw = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
-        self._memory = raw[-raw.ctypes.data % _ALIGNMENT :]
-        self.used = 0
-
-    def take(self, nbytes: int) -> int:
-        """Return the address of so many bytes; ``used`` set back gives them back."""
-        address = self._memory.ctypes.data + self.used
-        self.used += _aligned(nbytes)
-        return address
 
 
 def _aligned(nbytes: int) -> int:
@@ -77,6 +62,32 @@ class _Block:
         return -(-n_prefixes * self.images // self.lanes)
 
 
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One call of the engine, its arrays by their offsets.
+
+    A field ``U`` to its spectrum ``X`` (no rows); the average of a field (no bank); or a bank applied to ``X``, kept in
+    ``U`` where paths go on.
+    """
+
+    X: int
+    U: int | None
+    groups: int
+    grid: int = 0
+    bank: int | None = None
+    filters: tuple[int, int] = (0, 0)
+    lowpass: int = 0
+    rows: NDArray[np.int32] | None = None
+
+
+@dataclass(eq=False)
+class _Schedule:
+    """All steps of a block, and the bytes of the arrays between them."""
+
+    steps: list[_Step]
+    nbytes: int
+
+
 class Plan:
     """A cascade as the engine runs it.
 
@@ -100,7 +111,9 @@ class Plan:
         self._vector = self._engine.lanes(self._use) if points else 1
         self._grids = [self._own("grid", self._engine.grid(self._use, len(s) == 1, *self._split(s))) for s in shapes]
         self._lowpasses = list(map(self._lowpass, self._grids, shapes, cascade._lowpasses))
-        self._banks: dict[tuple[Any, ...], int] = {}
+        self._banks: dict[tuple[int, ...], int] = {}
+        self._schedules: dict[tuple[int, ...], _Schedule] = {}
+        self._n_paths = len(cascade.paths)
         sizes = [axis.size for axis in cascade._axes]
         indices = [axis.index.astype(np.int32) for axis in cascade._axes]
         self._rows = indices[0] * np.int32(sizes[1]) if len(sizes) > 1 else np.zeros(1, np.int32)
@@ -127,7 +140,7 @@ class Plan:
         """Project the bytes of the arrays between operations: those of the largest block, times the threads."""
         blocks = list(self._blocks(batch))
         outer = threads if len(blocks) >= 2 * threads else 1
-        return outer * max((self._peak(block, threads // outer) for _, block in blocks), default=0)
+        return outer * max((self._schedule(block, threads // outer).nbytes for _, block in blocks), default=0)
 
     # --- What the engine knows of a cascade ---
 
@@ -238,25 +251,10 @@ class Plan:
     def _spectrum_nbytes(self, level: int, block: _Block) -> int:
         return _aligned(2 * int(self._engine.half(self._grids[level])) * block.lanes * self._dtype.itemsize)
 
-    def _at_once(self, m: int, level: int, n_filters: int, groups: int, block: _Block, threads: int) -> int:
+    def _at_once(self, level: int, n_filters: int, groups: int, block: _Block, threads: int) -> int:
         """How many filters make fields at once, before paths go on from these."""
         each = groups * (self._field_nbytes(level, block) + self._spectrum_nbytes(level, block))
         return max(1, min(n_filters, max(threads, _CACHE_NBYTES // each)))
-
-    def _peak(self, block: _Block, threads: int) -> int:
-        peak = self._field_nbytes(0, block) + self._spectrum_nbytes(0, block)
-        return peak + (self._peak_below((), 1, block, threads) if self._cascade.max_order else 0)
-
-    def _peak_below(self, scales: tuple[int, ...], groups: int, block: _Block, threads: int) -> int:
-        cascade, peak = self._cascade, 0
-        for j in cascade._next(scales):
-            path, level = (*scales, j), cascade._level(j)
-            if cascade._next(path):
-                n_filters = self._n_filters(path, block)
-                some = groups * self._at_once(len(scales), level, n_filters, groups, block, threads)
-                here = some * (self._field_nbytes(level, block) + self._spectrum_nbytes(level, block))
-                peak = max(peak, here + self._peak_below(path, some, block, threads))
-        return peak
 
     def _n_filters(self, path: tuple[int, ...], block: _Block) -> int:
         """Filters of a bank as the engine counts them: at order 1, those that share the lanes count as one."""
@@ -265,54 +263,74 @@ class Plan:
 
     def _scatter(self, images: NDArray[Any], out: NDArray[Any], block: _Block, threads: int) -> None:
         """Fill the coefficients (present, n_paths, …) of the images of a block."""
-        engine, cascade = self._engine, self._cascade
+        engine, schedule = self._engine, self._schedule(block, threads)
         # Scattering is homogeneous: an exact power of two keeps squares of large and of tiny images in range.
         flat = images.reshape(len(images), -1)
         peaks = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))
         exponents = np.where(peaks > 0, np.frexp(peaks)[1], 0)
         scale = np.ldexp(np.ones(block.present, self._dtype), -exponents)
         unscale = np.ldexp(np.ones(block.present, self._dtype), exponents)
-        arena = _Arena(self._peak(block, threads))
-        U, X = arena.take(self._field_nbytes(0, block)), arena.take(self._spectrum_nbytes(0, block))
-        grid = self._grids[0]
+        memory = np.empty(schedule.nbytes + _ALIGNMENT, dtype=np.uint8)
+        base = memory.ctypes.data + -memory.ctypes.data % _ALIGNMENT
         engine.extend(
-            *(block.use, grid, images.ctypes.data, scale.ctypes.data, block.images, block.present, flat.shape[1]),
-            *(self._rows.ctypes.data, self._columns.ctypes.data, U),
+            *(block.use, self._grids[0], images.ctypes.data, scale.ctypes.data, block.images, block.present),
+            *(flat.shape[1], self._rows.ctypes.data, self._columns.ctypes.data, base),
         )
-        rows = np.full(block.lanes // block.images, -1, np.int32)
-        rows[0] = 0
-        target = (out.ctypes.data, unscale.ctypes.data, len(cascade.paths), block.images, block.present, threads)
-        self._check(engine.average(block.use, self._lowpasses[0], U, 1, *_with(rows, target)))
-        if cascade.max_order:
-            self._check(engine.spectrum(block.use, grid, U, X, 1, threads))
-            self._descend(X, 1, (), np.zeros(1, np.intp), block, target, arena)
+        target = (unscale.ctypes.data, self._n_paths, block.images, block.present, threads)
+        address, use = out.ctypes.data, block.use
+        for step in schedule.steps:
+            X, U = base + step.X, None if step.U is None else base + step.U
+            if step.rows is None:
+                failed = engine.spectrum(use, step.grid, U, X, step.groups, threads)
+            elif step.bank is None:
+                failed = engine.average(use, step.lowpass, U, step.groups, address, step.rows.ctypes.data, *target)
+            else:
+                failed = engine.wavelet(
+                    *(use, step.bank, *step.filters, step.lowpass, X, step.groups, U),
+                    *(address, step.rows.ctypes.data, *target),
+                )
+            self._check(failed)
+
+    def _schedule(self, block: _Block, threads: int) -> _Schedule:
+        """The steps that take a block from its extended field, at offset 0, to all its coefficients."""
+        key = (block.use, block.images, threads)
+        if key not in self._schedules:
+            cascade, field = self._cascade, self._field_nbytes(0, block)
+            rows = np.full(block.lanes // block.images, -1, np.int32)
+            rows[0] = 0
+            schedule = _Schedule([_Step(0, 0, 1, lowpass=self._lowpasses[0], rows=rows)], field)
+            if cascade.max_order:
+                schedule.steps.append(_Step(field, 0, 1, grid=self._grids[0]))
+                schedule.nbytes += self._spectrum_nbytes(0, block)
+                self._descend(schedule, field, 1, (), np.zeros(1, np.intp), block, threads, schedule.nbytes)
+            self._schedules[key] = schedule
+        return self._schedules[key]
 
     def _descend(
         self,
+        schedule: _Schedule,
         X: int,
         groups: int,
         scales: tuple[int, ...],
         prefixes: NDArray[np.intp],
         block: _Block,
-        target: tuple[int, ...],
-        arena: _Arena,
+        threads: int,
+        free: int,
     ) -> None:
-        """Fill the coefficients of every path that goes on from ``groups`` of spectra at the address ``X``.
+        """Add the steps of every path that goes on from ``groups`` of spectra at ``X``; from ``free`` on, memory is.
 
         ``prefixes`` says, as in `Cascade`, which filters led to each signal of each image; −1 is a lane without any.
         """
-        engine, cascade, threads = self._engine, self._cascade, target[-1]
-        m = len(scales)
+        cascade, m = self._cascade, len(scales)
         for j in cascade._next(scales):
             path, level = (*scales, j), cascade._level(j)
             bank = self._bank(cascade, path, block)
             table = cascade.paths.rows[path].T
             table = table.reshape(len(table), -1)  # (filters, every prefix)
             n_filters, goes_on = self._n_filters(path, block), bool(cascade._next(path))
-            step = self._at_once(m, level, n_filters, groups, block, threads) if goes_on else n_filters
-            mark = arena.used
-            for first in range(0, n_filters, step):
-                count = min(step, n_filters - first)
+            at_once = self._at_once(level, n_filters, groups, block, threads) if goes_on else n_filters
+            for first in range(0, n_filters, at_once):
+                count = min(at_once, n_filters - first)
                 if m:
                     numbers = np.arange(first, first + count)[:, None]
                     longer = np.where(prefixes < 0, -1, numbers * table.shape[1] + prefixes).ravel()
@@ -321,27 +339,21 @@ class Plan:
                     numbers = np.arange(first * side, (first + count) * side)
                     longer = np.where(numbers < len(table), numbers, -1)
                 rows = np.where(longer < 0, -1, table.ravel()[longer]).astype(np.int32)
-                U = arena.take(groups * count * self._field_nbytes(level, block)) if goes_on else None
-                self._check(
-                    engine.wavelet(
-                        *(block.use, bank, first, count, self._lowpasses[level], X, groups, U), *_with(rows, target)
-                    )
-                )
+                step = _Step(X, free if goes_on else None, groups, bank=bank, filters=(first, count), rows=rows)
+                schedule.steps.append(replace(step, lowpass=self._lowpasses[level]))
                 if goes_on:
-                    deeper = arena.take(groups * count * self._spectrum_nbytes(level, block))
-                    self._check(engine.spectrum(block.use, self._grids[level], U, deeper, groups * count, threads))
-                    self._descend(deeper, groups * count, path, longer, block, target, arena)
-                arena.used = mark
+                    some = groups * count
+                    deeper = free + _aligned(some * self._field_nbytes(level, block))
+                    end = deeper + _aligned(some * self._spectrum_nbytes(level, block))
+                    schedule.nbytes = max(schedule.nbytes, end)
+                    schedule.steps.append(_Step(deeper, free, some, grid=self._grids[level]))
+                    self._descend(schedule, deeper, some, path, longer, block, threads, end)
 
     def _check(self, failed: int) -> None:
         if failed:
             raise MemoryError(
                 "no memory for the workspaces of the compiled engine; take fewer threads or smaller arrays"
             )
-
-
-def _with(rows: NDArray[np.int32], target: tuple[int, ...]) -> tuple[int, ...]:
-    return target[0], rows.ctypes.data, *target[1:]
 
 
 def _trimmed(box: Box, truncation: float) -> Box:

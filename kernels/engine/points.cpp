@@ -110,6 +110,11 @@ template <class T, int V> struct Points {
     if (lowpass.moments) return (lowpass.sums() + V - 1) / V + 1;  // what lies behind the last is read with taps of zero
     return lowpass.grid->line ? lowpass.axes[0].outputs : lowpass.axes[0].outputs * vectors(*lowpass.grid);
   }
+  static void begin(const Lowpass<T> &lowpass, R *smooth) {
+    const long size = smooth_size(lowpass);
+    if (lowpass.moments) std::memset(static_cast<void *>(smooth + size - 2), 0, sizeof(R) * 2);
+    else if (lowpass.grid->line) std::memset(static_cast<void *>(smooth), 0, sizeof(R) * size);
+  }
   // Outputs of axis 0 go to the lanes for the smoothing along axis 1: (strips of outputs, stride) and (strips, m2).
   static long turned_size(const Lowpass<T> &lowpass) { return lowpass.grid->line ? 0 : lowpass.grid->stride; }
   static long averages_size(const Lowpass<T> &lowpass) { return lowpass.grid->line ? 0 : lowpass.axes[1].outputs; }
@@ -121,21 +126,30 @@ template <class T, int V> struct Points {
     std::memcpy(out, &all, sizeof(T) * count);
   }
 
+  // Sums of moments times taps, V outputs at a time. What lies behind a band meets taps of zero, behind the last, zeros.
   static void sum_moments(const Matrix<T> &matrix, const T *moments, T scale, T *out) {
+    R tile[V];
+    int count = 0;
     for (const Band &band : matrix.bands) {
       const T *taps = matrix.taps.data() + band.taps, *from = moments + band.start;
-      R sum{}, other{};
+      R sum[4] = {};
       int i = 0;
-      for (; i + 2 * V <= band.length; i += 2 * V) {
-        sum += load(from + i) * load(taps + i);
-        other += load(from + i + V) * load(taps + i + V);
+      for (; i + 4 * V <= band.length; i += 4 * V)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) sum[k] += load(from + i + k * V) * load(taps + i + k * V);
+      for (; i < band.length; i += V) sum[0] += load(from + i) * load(taps + i);
+      const R all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      if (band.more) {
+        tile[count - 1] += all;
+        continue;
       }
-      for (; i < band.length; i++) sum[i % V] += from[i] * taps[i];
-      sum += other;
-      T one;
-      put_totals(&sum, 1, scale, &one);
-      out[band.out] = band.more ? out[band.out] + one : one;
+      if (count == V) {
+        put_totals(tile, V, scale, out + band.out - V);
+        count = 0;
+      }
+      tile[count++] = all;
     }
+    put_totals(tile, count, scale, out + matrix.outputs - count);
   }
 
   static void finish(const Lowpass<T> &lowpass, const R *smooth, R *turned, R *averages, const Target<T> &target, long group) {
@@ -200,7 +214,7 @@ template <class T, int V> struct Points {
       R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(n_smooth);
       R *turned = space.take<R>(n_turned), *averages = space.take<R>(n_averages);
       for (int strip = 0; strip < strips(grid); strip++) make_strip(grid, filter, strip, real, imag, line, z);
-      if (lowpass && grid.line && !lowpass->moments) std::memset(static_cast<void *>(smooth), 0, sizeof(R) * n_smooth);
+      if (lowpass) begin(*lowpass, smooth);
       for (int c = 0; c < vectors(grid); c += grid.width) switch (grid.width) {
           case 8: make_columns<8>(grid, lowpass, z, c, u, kept, smooth); break;
           case 4: make_columns<4>(grid, lowpass, z, c, u, kept, smooth); break;
@@ -226,7 +240,7 @@ template <class T, int V> struct Points {
       const R *from = reinterpret_cast<const R *>(U) + g * (grid.field() / V);
       R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(smooth_size(*lowpass));
       R *turned = space.take<R>(turned_size(*lowpass)), *averages = space.take<R>(averages_size(*lowpass));
-      if (grid.line && !lowpass->moments) std::memset(static_cast<void *>(smooth), 0, sizeof(R) * smooth_size(*lowpass));
+      begin(*lowpass, smooth);
       for (int c = 0; c < vectors(grid); c += grid.width) switch (grid.width) {
           case 8: read_columns<8>(*lowpass, from, c, u, smooth); break;
           case 4: read_columns<4>(*lowpass, from, c, u, smooth); break;
