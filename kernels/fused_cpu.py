@@ -4,7 +4,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,20 +64,28 @@ class _Block:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One call of the engine, its arrays by their offsets.
+    """One call of the engine: ``spectrum``, ``wavelet``, ``average`` or ``hear``.
 
-    A field ``U`` to its spectrum ``X`` (no rows); the average of a field (no bank); or a bank applied to ``X``, kept in
-    ``U`` where paths go on.
+    Parameters
+    ----------
+    call
+        Its name.
+    X, U
+        The offsets of a spectrum and of a field; None where there is none.
+    groups
+        How many groups of signals are read.
+    rows
+        The output row of every signal; None where nothing is averaged.
+    plan
+        What else the engine needs of the plan: a grid, tones, a low-pass, or a bank, its filters and a low-pass.
     """
 
-    X: int
+    call: str
+    X: int | None
     U: int | None
     groups: int
-    grid: int = 0
-    bank: int | None = None
-    filters: tuple[int, int] = (0, 0)
-    lowpass: int = 0
-    rows: NDArray[np.int32] | None = None
+    rows: NDArray[np.int32] | None
+    plan: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -111,6 +119,7 @@ class Plan:
         self._vector = self._engine.lanes(self._use) if points else 1
         self._grids = [self._own("grid", self._engine.grid(self._use, len(s) == 1, *self._split(s))) for s in shapes]
         self._lowpasses = list(map(self._lowpass, self._grids, shapes, cascade._lowpasses))
+        self._tones = list(map(self._make_tones, self._grids, cascade._lowpasses))
         self._banks: dict[tuple[int, ...], int] = {}
         self._schedules: dict[tuple[int, ...], _Schedule] = {}
         self._n_paths = len(cascade.paths)
@@ -156,7 +165,7 @@ class Plan:
             return 1, n
         factors = [k for k in range(1, n + 1) if n % k == 0]
         whole = [k for k in factors if k % self._vector == 0] or factors
-        first = min(whole, key=lambda k: abs(math.log(k * k / n)))
+        first = min(whole, key=lambda k: abs(math.log(2 * k * k / n)))  # short columns, several of which stay in cache
         return first, n // first
 
     def _lowpass(self, grid: int, shape: Shape, low: Lowpass | LineLowpass | Sampling) -> int:
@@ -179,6 +188,20 @@ class Plan:
             *(grid, basis.ctypes.data, len(basis), vectors, *addresses, len(samples), drop)
         )
         return self._own("lowpass", handle)
+
+    def _make_tones(self, grid: int, low: Lowpass | LineLowpass | Sampling) -> int | None:
+        """The averages as sums over the few frequencies that φ lets through, where these are few."""
+        if not isinstance(low, LineLowpass):
+            return None
+        samples = np.arange(low.fine)[low.samples]
+        bins = np.arange(len(low.phi.host))
+        if 2 * len(samples) * len(bins) * self._dtype.itemsize > _CACHE_NBYTES // 4:
+            return None
+        weights = np.where(2 * bins % low.n, 2, 1) * low.phi.host.astype(np.float64)
+        angles = 2 * math.pi / low.fine * (np.multiply.outer(samples, bins) % low.fine)
+        real, imag = ((weights * wave).astype(self._dtype) for wave in (np.cos(angles), -np.sin(angles)))
+        handle = self._engine.tones(grid, real.ctypes.data, imag.ctypes.data, *real.shape)
+        return self._own("tones", handle)
 
     def _moments(
         self, kernel: NDArray[Any], samples: NDArray[np.intp], width: int, row: int
@@ -276,19 +299,19 @@ class Plan:
             *(block.use, self._grids[0], images.ctypes.data, scale.ctypes.data, block.images, block.present),
             *(flat.shape[1], self._rows.ctypes.data, self._columns.ctypes.data, base),
         )
-        target = (unscale.ctypes.data, self._n_paths, block.images, block.present, threads)
+        common = (unscale.ctypes.data, self._n_paths, block.images, block.present, threads)
         address, use = out.ctypes.data, block.use
         for step in schedule.steps:
-            X, U = base + step.X, None if step.U is None else base + step.U
-            if step.rows is None:
-                failed = engine.spectrum(use, step.grid, U, X, step.groups, threads)
-            elif step.bank is None:
-                failed = engine.average(use, step.lowpass, U, step.groups, address, step.rows.ctypes.data, *target)
+            X, U = (None if offset is None else base + offset for offset in (step.X, step.U))
+            target = (None, None) if step.rows is None else (address, step.rows.ctypes.data)
+            if step.call == "spectrum":
+                failed = engine.spectrum(use, *step.plan, U, X, step.groups, threads)
+            elif step.call == "wavelet":
+                failed = engine.wavelet(use, *step.plan, X, step.groups, U, *target, *common)
+            elif step.call == "average":
+                failed = engine.average(use, *step.plan, U, step.groups, *target, *common)
             else:
-                failed = engine.wavelet(
-                    *(use, step.bank, *step.filters, step.lowpass, X, step.groups, U),
-                    *(address, step.rows.ctypes.data, *target),
-                )
+                failed = engine.hear(use, *step.plan, X, step.groups, *target, *common)
             self._check(failed)
 
     def _schedule(self, block: _Block, threads: int) -> _Schedule:
@@ -298,10 +321,12 @@ class Plan:
             cascade, field = self._cascade, self._field_nbytes(0, block)
             rows = np.full(block.lanes // block.images, -1, np.int32)
             rows[0] = 0
-            schedule = _Schedule([_Step(0, 0, 1, lowpass=self._lowpasses[0], rows=rows)], field)
+            schedule = _Schedule([], field)
             if cascade.max_order:
-                schedule.steps.append(_Step(field, 0, 1, grid=self._grids[0]))
+                schedule.steps.append(_Step("spectrum", field, 0, 1, None, (self._grids[0],)))
                 schedule.nbytes += self._spectrum_nbytes(0, block)
+            schedule.steps.append(self._average(0, field if cascade.max_order else None, 0, 1, rows))
+            if cascade.max_order:
                 self._descend(schedule, field, 1, (), np.zeros(1, np.intp), block, threads, schedule.nbytes)
             self._schedules[key] = schedule
         return self._schedules[key]
@@ -339,15 +364,27 @@ class Plan:
                     numbers = np.arange(first * side, (first + count) * side)
                     longer = np.where(numbers < len(table), numbers, -1)
                 rows = np.where(longer < 0, -1, table.ravel()[longer]).astype(np.int32)
-                step = _Step(X, free if goes_on else None, groups, bank=bank, filters=(first, count), rows=rows)
-                schedule.steps.append(replace(step, lowpass=self._lowpasses[level]))
-                if goes_on:
-                    some = groups * count
-                    deeper = free + _aligned(some * self._field_nbytes(level, block))
-                    end = deeper + _aligned(some * self._spectrum_nbytes(level, block))
-                    schedule.nbytes = max(schedule.nbytes, end)
-                    schedule.steps.append(_Step(deeper, free, some, grid=self._grids[level]))
-                    self._descend(schedule, deeper, some, path, longer, block, threads, end)
+                plan = (bank, first, count, self._lowpasses[level])
+                if not goes_on:
+                    schedule.steps.append(_Step("wavelet", X, None, groups, rows, plan))
+                    continue
+                some = groups * count
+                deeper = free + _aligned(some * self._field_nbytes(level, block))
+                end = deeper + _aligned(some * self._spectrum_nbytes(level, block))
+                schedule.nbytes = max(schedule.nbytes, end)
+                heard = self._tones[level] is not None
+                schedule.steps.append(_Step("wavelet", X, free, groups, None if heard else rows, plan))
+                schedule.steps.append(_Step("spectrum", deeper, free, some, None, (self._grids[level],)))
+                if heard:
+                    schedule.steps.append(self._average(level, deeper, free, some, rows))
+                self._descend(schedule, deeper, some, path, longer, block, threads, end)
+
+    def _average(self, level: int, X: int | None, U: int, groups: int, rows: NDArray[np.int32]) -> _Step:
+        """The averages of signals, from their spectra if these are at hand and tones are the cheaper way."""
+        tones = self._tones[level]
+        if tones is None or X is None:
+            return _Step("average", None, U, groups, rows, (self._lowpasses[level],))
+        return _Step("hear", X, None, groups, rows, (tones,))
 
     def _check(self, failed: int) -> None:
         if failed:

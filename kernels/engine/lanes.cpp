@@ -111,7 +111,10 @@ template <class T, int V> struct Signals {
       for (; o < m1; o++) smooth_rows<1>(matrix, smooth + long(o) * matrix.n, averages + long(o) * matrix.outputs);
       result = averages;
     }
-    const long outputs = lowpass.outputs();
+    write(result, lowpass.outputs(), target, group);
+  }
+
+  SC_INLINE void write(const R *result, long outputs, const Target<T> &target, long group) {
     for (int v = 0; v < V; v++) {
       const T *lane = reinterpret_cast<const T *>(result) + v;
       if (T *out = target.where(group * V + v, outputs))
@@ -189,6 +192,23 @@ template <class T, int V> struct Signals {
     });
   }
 
+  static int hear(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, int threads) {
+    return each(groups, threads, Space::bytes<R>(tones->outputs), [&](long g, Space &space) {
+      const C *from = reinterpret_cast<const C *>(X) + g * tones->grid->half();
+      R *sums = space.take<R>(tones->outputs);
+      for (int o = 0; o < tones->outputs; o++) {
+        const T *re = tones->real.data() + long(o) * tones->stride, *im = tones->imag.data() + long(o) * tones->stride;
+        R sum[4] = {};
+        for (int k = 0; k < tones->bins; k++) {
+          sum[k % 2] += re[k] * from[k].x;
+          sum[2 + k % 2] += im[k] * from[k].y;
+        }
+        sums[o] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      }
+      write(sums, tones->outputs, *target, g);
+    });
+  }
+
   // The forward transform is the inverse one between two exchanges of real and imaginary parts. Two real columns travel as
   // one complex column; half of axis 0's frequencies remain.
   static int spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, int threads) {
@@ -254,7 +274,7 @@ template <class T, int V> struct Signals {
     return 0;
   }
 
-  static constexpr Operations<T> operations() { return {V, false, extend, spectrum, wavelet, average}; }
+  static constexpr Operations<T> operations() { return {V, false, extend, spectrum, wavelet, average, hear}; }
 };
 
 }  // namespace

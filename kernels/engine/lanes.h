@@ -33,6 +33,8 @@ template <class T> struct Operations {
   int (*wavelet)(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *U,
                  const Target<T> *target, int threads);
   int (*average)(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, int threads);
+  // The same averages of lines, from their spectra.
+  int (*hear)(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, int threads);
 };
 
 // How lanes are used: many signals, few signals (vectors of half the size), points.

@@ -31,10 +31,18 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "width": (_I, [_P]),
     "line_lowpass": (_P, [_P, _P, _I, _I, _P, _P, _I, ctypes.c_double]),
     "free_lowpass": (None, [_P]),
+    "tones": (_P, [_P, _P, _P, _I, _I]),
+    "free_tones": (None, [_P]),
     "extend": (_I, [_I, _P, _P, _P, _I, _I, _N, _P, _P, _P]),
     "spectrum": (_I, [_I, _P, _P, _P, _N, _I]),
     "wavelet": (_I, [_I, _P, _I, _I, _P, _P, _N, _P, _P, _P, _P, _N, _I, _I, _I]),
     "average": (_I, [_I, _P, _P, _N, _P, _P, _P, _N, _I, _I, _I]),
+    "volumes": (_P, [_I, _I, _I, _I, _P, _I, _P, _I]),
+    "add_harmonics": (_P, [_P, _I, _I, _I, _P, _P, _P]),
+    "free_volumes": (None, [_P]),
+    "volumes_nbytes": (_N, [_P, _N, _I]),
+    "scatter_volumes": (None, [_P, _P, _P, _N, _P, _N, _P, _I]),
+    "hear": (_I, [_I, _P, _P, _N, _P, _P, _P, _N, _I, _I, _I]),
 }
 
 

@@ -274,6 +274,15 @@ template <class T> void Lowpass<T>::meet() {
   live.push_back(uint32_t(order.size()));
 }
 
+template <class T>
+Tones<T>::Tones(const Grid<T> *g, const T *re, const T *im, int m, int n)
+    : grid(g), outputs(m), bins(n), stride(int(rounded(n, kLargestVector))), real(size_t(m) * stride), imag(size_t(m) * stride) {
+  for (int o = 0; o < m; o++) {
+    std::copy(re + int64_t(o) * n, re + int64_t(o + 1) * n, real.begin() + int64_t(o) * stride);
+    std::copy(im + int64_t(o) * n, im + int64_t(o + 1) * n, imag.begin() + int64_t(o) * stride);
+  }
+}
+
 template struct Fft<float>;
 template struct Fft<double>;
 template struct Grid<float>;
@@ -284,3 +293,5 @@ template struct Matrix<float>;
 template struct Matrix<double>;
 template struct Lowpass<float>;
 template struct Lowpass<double>;
+template struct Tones<float>;
+template struct Tones<double>;

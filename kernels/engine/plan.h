@@ -115,3 +115,11 @@ template <class T> struct Lowpass {
  private:
   void meet();
 };
+
+// A low-pass of a line as few frequencies of its spectrum: output o is the sum over k of real[o][k] Re X[k] + imag[o][k] Im X[k].
+template <class T> struct Tones {
+  const Grid<T> *grid;
+  int outputs, bins, stride;     // stride: bins with what pads them with zeros
+  std::vector<T> real, imag;     // (outputs, stride)
+  Tones(const Grid<T> *line, const T *real, const T *imag, int outputs, int bins);
+};

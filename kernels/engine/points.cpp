@@ -251,6 +251,26 @@ template <class T, int V> struct Points {
     });
   }
 
+  static int hear(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, int threads) {
+    return each(groups, threads, 1, [&](long g, Space &) {
+      const long half = tones->grid->half();
+      const T *real = X + g * 2 * half + V, *imag = real + half;
+      T *out = target->where(g, tones->outputs);
+      if (!out) return;
+      R tile[V];
+      for (int o = 0; o < tones->outputs; o++) {
+        const T *re = tones->real.data() + long(o) * tones->stride, *im = tones->imag.data() + long(o) * tones->stride;
+        R sum{}, other{};
+        for (int k = 0; k < tones->bins; k += V) {  // what lies behind the last meets weights of zero
+          sum += load(re + k) * load(real + k);
+          other += load(im + k) * load(imag + k);
+        }
+        tile[o % V] = sum + other;
+        if (o % V == V - 1 || o + 1 == tones->outputs) put_totals(tile, o % V + 1, target->scale_of(g), out + o / V * V);
+      }
+    });
+  }
+
   // Two real vectors of columns travel as one complex vector through axis 0; its half of frequencies goes to the lanes.
   static int spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, int threads) {
     const Grid<T> &grid = *plan;
@@ -339,7 +359,7 @@ template <class T, int V> struct Points {
     return 0;
   }
 
-  static constexpr Operations<T> operations() { return {V, true, extend, spectrum, wavelet, average}; }
+  static constexpr Operations<T> operations() { return {V, true, extend, spectrum, wavelet, average, hear}; }
 };
 
 }  // namespace
