@@ -12,7 +12,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("lanes.cpp", "points.cpp", "plan.cpp", "module.cpp")
+SOURCES = ("lanes.cpp", "points.cpp", "plan.cpp", "volumes.cpp", "module.cpp")
 FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -149,11 +149,11 @@ def doctor(*, store: str = "store", data: str | None = None) -> int:
 
 
 @app.command
-def bench(*, threads: int = 1, quick: bool = False) -> int:
+def bench(*, threads: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1, quick: bool = False) -> int:
     """Time the transforms on this machine with every engine that it has, and beside Kymatio where that is installed.
 
     Works are batches of noise in single precision. ``error`` is the largest relative distance of an engine from the
-    same transform in double precision, ``memory`` the projected peak of a call. Takes about a minute.
+    same transform in double precision, ``memory`` the projected peak of a call. Takes a minute, with Kymatio three.
 
     Parameters
     ----------

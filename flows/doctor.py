@@ -1,5 +1,6 @@
 """Checks of the machine: what is here, what is missing, and whether a run can work."""
 
+import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from scattercube.pipeline.execute import machine
 from scattercube.pipeline.places import local_root, refuse_unwritable
 from scattercube.pipeline.plan import in_words
 from scattercube.pipeline.sources import locate
+
+_NO_ENGINE = (
+    "the compiled engine was not built when scattercube was installed, for want of a working C++ compiler (CXX, else "
+    "c++); get one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install; conda: conda install cxx-compiler) "
+    "and install again: uv sync --reinstall-package scattercube"
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ def examine(store: str, data: str | None) -> list[Finding]:
         ),
         Finding("libraries", ", ".join(f"{name} {number}" for name, number in found.items()), True),
         Finding("cores, memory", f"{cores}, {in_words(memory_nbytes)}", True),
-        Finding("kernels", "portable NumPy and SciPy primitives", True),
+        _kernels(),
         Finding("GPU", "usable" if problem is None else f"none: {problem}", True if problem is None else None),
         Finding("Prefect", prefect_server()),
         _store(store),
@@ -55,6 +62,24 @@ def availability(entry: Entry, root: Path) -> str:
         return f"there: {locate(entry, root)}"
     except ScattercubeError:
         return f"not under {root}: {entry.location}"
+
+
+def _kernels() -> Finding:
+    from scattercube.kernels.engine.library import built, engine
+
+    sets = built()
+    try:
+        active = engine()
+    except ValueError as failure:
+        return Finding("kernels", str(failure), False)
+    if active != "portable":
+        return Finding("kernels", f"compiled engine for {active}; built: {', '.join(sets)}", True)
+    portable = "portable primitives of NumPy and SciPy, slower and equal"
+    if sets:
+        chosen = os.environ.get("SCATTERCUBE_ENGINE")
+        why = "as SCATTERCUBE_ENGINE says" if chosen else "for no library works here; install scattercube again"
+        return Finding("kernels", f"{portable}, {why}; built: {', '.join(sets)}")
+    return Finding("kernels", f"{portable}: {_NO_ENGINE}")
 
 
 def _store(store: str) -> Finding:

@@ -1,13 +1,29 @@
-"""What a caller may pass to a transform: parameters that are integers, arrays that are finite and of a shape."""
+"""What a caller may pass to a transform: parameters, which pickles keep, and arrays that are finite and of a shape."""
 
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 
 from scattercube.kernels.device import Array, block_nbytes, device_of, namespace
+
+
+class Rebuilt:
+    """What is pickled and copied as the arguments it was made of: filters are made anew where it arrives."""
+
+    _arguments: partial[Self]
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Remember the arguments."""
+        self = super().__new__(cls)
+        self._arguments = partial(cls, *args, **kwargs)
+        return self
+
+    def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
+        return self._arguments, ()
 
 
 def integer(name: str, value: int, least: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels import fused_cpu, primitives
-from scattercube.kernels.arguments import checked, integer
+from scattercube.kernels.arguments import Rebuilt, checked, integer
 from scattercube.kernels.axes import Axis
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.filterbank import Bank, Box, LineLowpass, Shape, fold
@@ -52,7 +52,7 @@ class _Step:
     longer: Rows | None
 
 
-class Cascade:
+class Cascade(Rebuilt):
     """The coefficients |…||x ∗ ψ1| ∗ ψ2|… ∗ ψm| ∗ φ of every path of wavelets of rising scale, of any order m.
 
     Behind a wavelet of scale 2^j one sample in 2^level is kept, level = min(j, the last one that φ has).
@@ -198,19 +198,22 @@ class Cascade:
                 digest.update(constant.host.astype("<f4").tobytes())
         return digest.hexdigest()[:12]
 
-    def nbytes(self, batch: int, device: Device = "cpu") -> int:
+    def nbytes(self, batch: int, device: Device = "cpu", threads: int = 1) -> int:
         """Project the peak bytes that ``S(x)`` allocates for ``batch`` inputs of its own dtype, the result included.
 
         Inputs are taken in blocks, so that beyond the result the peak does not grow with the batch. The filters, which
         stay, and about 64 KiB of bookkeeping are not counted.
         """
+        result = batch * math.prod(self._kept) * self.dtype.itemsize
+        if device == "cpu" and self._fused:
+            return result + self._fused.nbytes(batch, threads)
         n_images = min(batch, self._images_at_once(device))
         signal = n_images * self._signal_nbytes(0)
         before = signal * self._axes[-1].size // self._axes[-1].padded if self._indices else 0  # all axes but one done
         here = signal + max(before, self._smoothing_nbytes(0, signal))
         if self.max_order:
             here = max(here, 3 * signal, 2 * signal + self._nbytes_below((), n_images, 1, device))
-        return batch * math.prod(self._kept) * self.dtype.itemsize + here
+        return result + here
 
     @cached_property
     def _fused(self) -> fused_cpu.Plan | None:

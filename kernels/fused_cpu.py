@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels.engine.library import Engine, engine
-from scattercube.kernels.filterbank import Box, LineLowpass, Lowpass, Sampling, Shape
+from scattercube.kernels.filterbank import Box, Lowpass, Shape
+from scattercube.kernels.fused_averages import DROP, MOST_MOMENTS, line_taps, line_tones
+from scattercube.kernels.primitives import Smoothing
 
 if TYPE_CHECKING:
     from scattercube.kernels.cascade import Cascade
@@ -20,17 +22,25 @@ _SIGNALS, _FEW_SIGNALS, _POINTS = range(3)
 
 _ALIGNMENT = 64
 _SMALL = {1: 1 << 12, 2: 96 * 96}  # points of a line, of a grid, up to which signals side by side stay in cache
+_MOST_AVERAGING = 20  # operations of averages over those of transforms, from which on the portable way is faster
+_TRANSFORM = 60  # operations per point of a wavelet transform
 _CACHE_NBYTES = 1 << 20  # of a core's own cache, for the arrays between two operations
-_DROP = {"float32": 5e-8, "float64": 1e-14}  # of a low-pass's sum of magnitudes, left out at its ends
 _WEIGHT = {"float32": 1e-6, "float64": 1e-12}  # of a filter's peak: smaller weights are left out
 
 
 def plan(cascade: "Cascade") -> "Plan | None":
-    """Return the plan of a cascade; None where no engine is at hand, or none for lines of such a length."""
+    """Return the plan of a cascade; None where no engine is at hand, or the portable primitives serve better.
+
+    They do for lines whose length has a large prime factor, and where φ is much longer than the stride: they average in
+    Fourier.
+    """
     if engine() == "portable":
         return None
     sizes = {n for level in range(len(cascade._lowpasses)) for n in cascade._grid(level)}
-    return Plan(cascade) if all(map(Engine(cascade.dtype).possible, sizes)) else None
+    if not all(map(Engine(cascade.dtype).possible, sizes)):
+        return None
+    made = Plan(cascade)
+    return made if made.averaging() < _MOST_AVERAGING else None
 
 
 def _aligned(nbytes: int) -> int:
@@ -90,10 +100,11 @@ class _Step:
 
 @dataclass(eq=False)
 class _Schedule:
-    """All steps of a block, and the bytes of the arrays between them."""
+    """All steps of a block, the bytes of the arrays between them, and those of a thread's workspace."""
 
     steps: list[_Step]
     nbytes: int
+    workspace_nbytes: int = 0
 
 
 class Plan:
@@ -118,6 +129,7 @@ class Plan:
         self._lanes = 1 if points else self._engine.lanes(_SIGNALS)
         self._vector = self._engine.lanes(self._use) if points else 1
         self._grids = [self._own("grid", self._engine.grid(self._use, len(s) == 1, *self._split(s))) for s in shapes]
+        self._costs: list[float] = []  # of each low-pass, in operations per point
         self._lowpasses = list(map(self._lowpass, self._grids, shapes, cascade._lowpasses))
         self._tones = list(map(self._make_tones, self._grids, cascade._lowpasses))
         self._banks: dict[tuple[int, ...], int] = {}
@@ -146,10 +158,23 @@ class Plan:
         self._engine.release()
 
     def nbytes(self, batch: int, threads: int = 1) -> int:
-        """Project the bytes of the arrays between operations: those of the largest block, times the threads."""
+        """Project the peak bytes of a call: the arrays between operations, and a workspace for each thread."""
         blocks = list(self._blocks(batch))
         outer = threads if len(blocks) >= 2 * threads else 1
-        return outer * max((self._schedule(block, threads // outer).nbytes for _, block in blocks), default=0)
+        schedules = [self._schedule(block, threads // outer) for _, block in blocks[:1] + blocks[-1:]]
+        return max((outer * each.nbytes + threads * each.workspace_nbytes for each in schedules), default=0)
+
+    def averaging(self) -> float:
+        """Return the operations that averages take, relative to those of the wavelet transforms."""
+        cascade, averages, transforms = self._cascade, 0.0, 0
+        for path, rows in cascade.paths.rows.items():
+            if path:
+                level = cascade._level(path[-1])
+                points = rows.size * math.prod(cascade._grid(level))
+                heard = self._tones[level] is not None and cascade._next(path)
+                averages += 0 if heard else points * self._costs[level]
+                transforms += points * _TRANSFORM
+        return averages / transforms if transforms else 0.0
 
     # --- What the engine knows of a cascade ---
 
@@ -163,73 +188,34 @@ class Plan:
         (n,) = shape
         if n <= 256 and self._use == _SIGNALS:
             return 1, n
-        factors = [k for k in range(1, n + 1) if n % k == 0]
+        small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+        factors = sorted({*small, *(n // k for k in small)})
         whole = [k for k in factors if k % self._vector == 0] or factors
         first = min(whole, key=lambda k: abs(math.log(2 * k * k / n)))  # short columns, several of which stay in cache
         return first, n // first
 
-    def _lowpass(self, grid: int, shape: Shape, low: Lowpass | LineLowpass | Sampling) -> int:
-        drop = _DROP[self._dtype.name]
+    def _lowpass(self, grid: int, shape: Shape, low: Smoothing) -> int:
+        drop = DROP[self._dtype.name]
         if isinstance(low, Lowpass):
-            first, second = (low.matrices[0].host, low.matrices[-1].host)
+            first, second = low.matrices[0].host, low.matrices[-1].host
+            self._costs.append(0)  # few outputs, or bands along two axes
             handle = self._engine.lowpass(grid, first.ctypes.data, len(first), second.ctypes.data, len(second), drop)
             return self._own("lowpass", handle)
-        if isinstance(low, Sampling):
-            kernel = np.zeros(low.n, self._dtype)
-            kernel[0] = 1
-            samples = np.ascontiguousarray(np.arange(low.n)[low.samples])
-        else:
-            kernel = np.fft.irfft(low.phi.host.astype(np.float64), low.n).astype(self._dtype)
-            samples = np.arange(low.fine)[low.samples] * (low.n // low.fine)
-        basis, kernel, samples = self._moments(kernel, samples, self._engine.width(grid), self._split(shape)[1])
-        vectors = basis.shape[1] // self._vector
-        addresses = (array.ctypes.data for array in (kernel, samples))
+        most = self._vector if self._use == _POINTS else MOST_MOMENTS
+        taps = line_taps(low, self._dtype, self._engine.width(grid), self._vector, self._split(shape)[1], most)
+        self._costs.append(taps.cost)
         handle = self._engine.line_lowpass(
-            *(grid, basis.ctypes.data, len(basis), vectors, *addresses, len(samples), drop)
+            *(grid, taps.basis.ctypes.data, len(taps.basis), taps.basis.shape[1] // self._vector),
+            *(taps.kernel.ctypes.data, taps.samples.ctypes.data, len(taps.samples), drop),
         )
         return self._own("lowpass", handle)
 
-    def _make_tones(self, grid: int, low: Lowpass | LineLowpass | Sampling) -> int | None:
-        """The averages as sums over the few frequencies that φ lets through, where these are few."""
-        if not isinstance(low, LineLowpass):
+    def _make_tones(self, grid: int, low: Smoothing) -> int | None:
+        tones = line_tones(low, self._dtype)
+        if tones is None:
             return None
-        samples = np.arange(low.fine)[low.samples]
-        bins = np.arange(len(low.phi.host))
-        if 2 * len(samples) * len(bins) * self._dtype.itemsize > _CACHE_NBYTES // 4:
-            return None
-        weights = np.where(2 * bins % low.n, 2, 1) * low.phi.host.astype(np.float64)
-        angles = 2 * math.pi / low.fine * (np.multiply.outer(samples, bins) % low.fine)
-        real, imag = ((weights * wave).astype(self._dtype) for wave in (np.cos(angles), -np.sin(angles)))
-        handle = self._engine.tones(grid, real.ctypes.data, imag.ctypes.data, *real.shape)
-        return self._own("tones", handle)
-
-    def _moments(
-        self, kernel: NDArray[Any], samples: NDArray[np.intp], width: int, row: int
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.intp]]:
-        """Split a wide kernel: into polynomials on blocks of points, and what is left to do with their moments.
-
-        Returned are the basis (moments, block), without rows where taps themselves are cheaper or polynomials are not
-        exact enough; the kernel (n,), or its coefficients (n/block × moments,); and where these stand for each sample.
-        """
-        fine = kernel.astype(np.float64)
-        step = int(samples[1] - samples[0]) if len(samples) > 1 else len(kernel)
-        reach = np.count_nonzero(abs(fine) > _DROP[self._dtype.name] * abs(fine).max())
-        best, cost = (np.zeros((0, self._vector), self._dtype), kernel, samples), 1.5 * (reach / step + 1)
-        for moments in (4, 8):
-            for vectors in (8, 4, 2, 1):
-                block = vectors * self._vector
-                here = moments * (1 + reach / (block * step))  # operations per point: moments, then taps
-                fits = vectors <= width and moments <= block and not any(k % block for k in (step, *samples[:1], row))
-                if not fits or here >= cost or (self._use == _POINTS and moments > self._vector):
-                    continue
-                basis = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, block), moments - 1))[0]
-                blocks = fine.reshape(-1, block)
-                coefficients = blocks @ basis
-                if abs(blocks - coefficients @ basis.T).sum() <= 2 * _DROP[self._dtype.name] * abs(fine).sum():
-                    rest = coefficients.ravel().astype(self._dtype)
-                    best = np.ascontiguousarray(basis.T).astype(self._dtype), rest, samples // block * moments
-                    cost = here
-        return best
+        real, imag = tones
+        return self._own("tones", self._engine.tones(grid, real.ctypes.data, imag.ctypes.data, *real.shape))
 
     def _bank(self, cascade: "Cascade", path: tuple[int, ...], block: _Block) -> int:
         """The engine's form of the bank that ends a path; at order 1, filters fill the lanes that images leave."""
@@ -290,7 +276,8 @@ class Plan:
         # Scattering is homogeneous: an exact power of two keeps squares of large and of tiny images in range.
         flat = images.reshape(len(images), -1)
         peaks = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))
-        exponents = np.where(peaks > 0, np.frexp(peaks)[1], 0)
+        limits = np.finfo(self._dtype)
+        exponents = np.where(peaks > 0, np.frexp(peaks)[1], 0).clip(limits.minexp, limits.maxexp - 1)
         scale = np.ldexp(np.ones(block.present, self._dtype), -exponents)
         unscale = np.ldexp(np.ones(block.present, self._dtype), exponents)
         memory = np.empty(schedule.nbytes + _ALIGNMENT, dtype=np.uint8)
@@ -300,19 +287,24 @@ class Plan:
             *(flat.shape[1], self._rows.ctypes.data, self._columns.ctypes.data, base),
         )
         common = (unscale.ctypes.data, self._n_paths, block.images, block.present, threads)
-        address, use = out.ctypes.data, block.use
         for step in schedule.steps:
-            X, U = (None if offset is None else base + offset for offset in (step.X, step.U))
-            target = (None, None) if step.rows is None else (address, step.rows.ctypes.data)
-            if step.call == "spectrum":
-                failed = engine.spectrum(use, *step.plan, U, X, step.groups, threads)
-            elif step.call == "wavelet":
-                failed = engine.wavelet(use, *step.plan, X, step.groups, U, *target, *common)
-            elif step.call == "average":
-                failed = engine.average(use, *step.plan, U, step.groups, *target, *common)
-            else:
-                failed = engine.hear(use, *step.plan, X, step.groups, *target, *common)
-            self._check(failed)
+            if self._do(step, step.groups, base, block.use, out.ctypes.data, common):
+                raise MemoryError(
+                    "no memory for the workspaces of the compiled engine; take fewer threads or smaller arrays"
+                )
+
+    def _do(self, step: _Step, groups: int, base: int, use: int, out: int, common: tuple[int, ...]) -> int:
+        """Call the engine for a step; it returns 0 unless memory is lacking."""
+        X, U = (None if offset is None else base + offset for offset in (step.X, step.U))
+        target = (None, None) if step.rows is None else (out, step.rows.ctypes.data)
+        arguments = {
+            "spectrum": (U, X, groups, common[-1]),
+            "wavelet": (X, groups, U, *target, *common),
+            "average": (U, groups, *target, *common),
+            "hear": (X, groups, *target, *common),
+        }[step.call]
+        failed: int = getattr(self._engine, step.call)(use, *step.plan, *arguments)
+        return failed
 
     def _schedule(self, block: _Block, threads: int) -> _Schedule:
         """The steps that take a block from its extended field, at offset 0, to all its coefficients."""
@@ -328,6 +320,9 @@ class Plan:
             schedule.steps.append(self._average(0, field if cascade.max_order else None, 0, 1, rows))
             if cascade.max_order:
                 self._descend(schedule, field, 1, (), np.zeros(1, np.intp), block, threads, schedule.nbytes)
+            schedule.workspace_nbytes = self._engine.rehearsed(
+                lambda: [self._do(step, 0, 0, block.use, 1, (0,) * 5) for step in schedule.steps]
+            )
             self._schedules[key] = schedule
         return self._schedules[key]
 
@@ -385,12 +380,6 @@ class Plan:
         if tones is None or X is None:
             return _Step("average", None, U, groups, rows, (self._lowpasses[level],))
         return _Step("hear", X, None, groups, rows, (tones,))
-
-    def _check(self, failed: int) -> None:
-        if failed:
-            raise MemoryError(
-                "no memory for the workspaces of the compiled engine; take fewer threads or smaller arrays"
-            )
 
 
 def _trimmed(box: Box, truncation: float) -> Box:

@@ -50,8 +50,8 @@ class Band:
 
     def frequencies(self) -> tuple[Grid, Grid, Grid]:
         """The angular frequencies ω_z, ω_y, ω_x of the bins, in radians per voxel, shaped to broadcast."""
-        z, y = (_angles(n, kept) for n, kept in zip(self.shape[:2], self.kept[:2], strict=True))
-        return z[:, None, None], y[:, None], _angles(self.shape[2], 2 * self.kept[2] - 1)[: self.kept[2]]
+        z, y = (angles(n, kept) for n, kept in zip(self.shape[:2], self.kept[:2], strict=True))
+        return z[:, None, None], y[:, None], angles(self.shape[2], 2 * self.kept[2] - 1)[: self.kept[2]]
 
     def holds_nyquist(self, axis: int) -> bool:
         """Say whether an axis is even and all its bins are held."""
@@ -108,8 +108,8 @@ def planes_at_once(n_samples: int, shape: Shape, dtype: np.dtype[Any], device: D
     return -(-shape[0] // -(-shape[0] // most))
 
 
-def _angles(n: int, kept: int) -> Grid:
-    """The lowest of n frequencies in the order of an FFT, in radians; −π at Nyquist."""
+def angles(n: int, kept: int) -> Grid:
+    """Return the lowest of n frequencies in the order of an FFT, in radians; −π at Nyquist."""
     bins = np.arange(kept)
     return 2 * math.pi / n * (bins - kept * (2 * bins >= kept))
 
@@ -192,7 +192,7 @@ class Harmonics:
     @classmethod
     def of(cls, degree: int, width: float, shape: Shape, dtype: np.dtype[Any]) -> Self:
         """Sample the wavelets of a width, in voxels, for volumes of a shape."""
-        reach = _radius(degree, TRUNCATION[dtype.name]) / width
+        reach = radius(degree, TRUNCATION[dtype.name]) / width
         band = Band.of(shape, reach)
         z, y, x = (width * omega for omega in band.frequencies())
         axial, wavelets = [], []
@@ -279,31 +279,39 @@ def _signs(like: Array, shape: Shape, axis: int) -> Array:
 
 
 def _factors(degree: int, m: int, z: Grid, y: Grid, x: Grid) -> tuple[Grid, list[Grid]]:
-    """Evaluate the wavelets ±m, but for i^l, at s·ω: a factor they share, and one each that is free of z.
+    """Evaluate the wavelets ±m, but for i^l, at s·ω: a factor they share, and one each that is free of z."""
+    rho2 = y * y + x * x
+    shared = sum(c * rho2**i * z**n for i, (n, c) in enumerate(powers_along_the_pole(degree, m)))
+    power = (x + 1j * y) ** m
+    return shared * np.exp(-(z * z + rho2) / 2), [power.real, power.imag][: 2 if m else 1]
 
-    r^l Y_lm as in Hobson, "The theory of spherical and ellipsoidal harmonics" (1931), section 69, of unit norm on the
-    sphere, times Kymatio's c_l (2π)^{3/2}.
+
+def powers_along_the_pole(degree: int, m: int) -> list[tuple[int, float]]:
+    """Return (n, c) of the terms c z^n ρ^(l − m − n) of r^l Y_lm / ρ^m e^(imφ), from n = l − m down, times a norm.
+
+    Hobson, "The theory of spherical and ellipsoidal harmonics" (1931), section 69, in powers of z and of the distance
+    ρ from the pole's axis; real harmonics, of unit norm on the sphere, times Kymatio's c_l (2π)^{3/2}.
     """
-    l, r2 = degree, z * z + y * y + x * x  # noqa: E741
+    l = degree  # noqa: E741
     if l % 2:
         norm = 1 / (2 ** ((l + 3) / 2) * math.sqrt(math.pi * (2 * l + 1)) * math.factorial((l + 1) // 2))
     else:
         norm = 1 / (2 * math.pi * math.sqrt(l + 0.5) * math.prod(range(l + 1, 0, -2)))
     norm *= (2 * math.pi) ** 1.5 * math.sqrt((2 * l + 1) / (4 * math.pi))
-    norm *= math.sqrt((2 if m else 1) * math.factorial(l - m) / math.factorial(l + m)) / 2**l
-    shared = np.zeros_like(r2)
-    for k in range((l - m) // 2 + 1):
-        binomials = (-1) ** k * math.comb(l, k) * math.comb(2 * l - 2 * k, l) * math.perm(l - 2 * k, m)
-        shared += norm * binomials * r2**k * z ** (l - 2 * k - m)
-    power = (x + 1j * y) ** m
-    return shared * np.exp(-r2 / 2), [power.real, power.imag][: 2 if m else 1]
+    norm *= math.sqrt((2 if m else 1) * math.factorial(l - m) * math.factorial(l + m))
+    factorials = (math.factorial(i) * math.factorial(i + m) * 2 ** (2 * i + m) for i in range((l - m) // 2 + 1))
+    exponents = range(l - m, -1, -2)
+    return [
+        (n, norm * (-1) ** i / (f * math.factorial(n)))
+        for i, (n, f) in enumerate(zip(exponents, factorials, strict=True))
+    ]
 
 
 def _plane(
     degree: int, m: int, part: int, axis: int, odd: list[int], width: float, shape: Shape
 ) -> NDArray[np.complex128]:
     """Sample a wavelet where an axis is at its Nyquist frequency and the odd axes before it are not; divide by N."""
-    grids = [_angles(n, n) for n in shape]
+    grids = [angles(n, n) for n in shape]
     grids[axis] = np.array([-math.pi])
     z, y, x = (width * grid.reshape(-1, *[1] * (2 - a)) for a, grid in enumerate(grids))
     shared, parts = _factors(degree, m, z, y, x)
@@ -313,7 +321,7 @@ def _plane(
     return values.squeeze(axis)
 
 
-def _radius(degree: int, truncation: float) -> float:
+def radius(degree: int, truncation: float) -> float:
     """Return the r beyond which r^l exp(−r²/2) is below a part of its peak, which is at √l."""
     peak = degree * (math.log(degree) - 1) / 2 if degree else 0.0
     r2 = 1.0 + degree

@@ -1,15 +1,16 @@
 """The scattering transform of volumes with solid harmonic wavelets: integrals without position or direction."""
 
-import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scattercube.kernels import fused_volumes
 from scattercube.kernels.arguments import checked, integer
 from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
@@ -96,13 +97,13 @@ class HarmonicScattering3D:
         self.paths = self._make_paths()
         self.output_shape = (len(self.paths),)
         self._powers = Constant(self.paths.columns["power"].copy())
-        self._wavelets = [
-            [Harmonics.of(degree, self.sigma_0 * 2**j, self.shape, self.dtype) for degree in range(self.L + 1)]
-            for j in range(self.J + 1 if self.max_order else 0)
-        ]
+        self._widths = [self.sigma_0 * 2**j for j in range(self.J + 1 if self.max_order else 0)]
 
-    def __call__(self, x: Array) -> Array:
-        """Return the coefficients (…, n_paths) of volumes (…, D, H, W).
+    def __call__(self, x: Array, threads: int = 1) -> Array:
+        """Return the coefficients (…, n_paths) of volumes (…, D, H, W), in the namespace of ``x``.
+
+        With the compiled engine (NumPy arrays), the bits for a volume depend neither on what else is in the batch nor
+        on ``threads``, how many of its threads work; without it, the batch changes them by rounding alone.
 
         Raises
         ------
@@ -112,12 +113,17 @@ class HarmonicScattering3D:
             The last three axes are not (D, H, W), or a value is not finite.
         """
         xp, batch = namespace(x), checked(x, self.shape, self.dtype)
+        fused, threads = self._fused if xp is np else None, integer("threads", threads, 1)
+        at_once = fused.at_once(threads) if fused else self._at_once(device_of(x))
         out = xp.empty((len(batch), len(self.paths)), self.dtype)
-        for some in self._blocks(batch):
-            volumes, unit = self._in_units(batch[some])
-            S = xp.empty(out[some].shape)
-            self._scatter(volumes, S)
-            out[some] = S * unit ** self._powers.on(xp)
+        for some in _blocks(batch, at_once):
+            volumes = batch[some].astype(self.dtype, copy=False)
+            S, unit = xp.empty(out[some].shape), self._units(volumes)
+            if fused:
+                fused(volumes, 1 / unit.astype(self.dtype), S, threads)
+            else:
+                self._scatter(volumes / unit.astype(self.dtype)[:, None, None, None], S)
+            out[some] = S * unit[:, None] ** self._powers.on(xp)
         return out.reshape(x.shape[:-3] + self.output_shape)
 
     def adjoint(self, x: Array, g: Array) -> Array:
@@ -137,27 +143,48 @@ class HarmonicScattering3D:
             raise ValueError(f"g has shape {g.shape}: x of shape {x.shape} needs {x.shape[:-3] + self.output_shape}")
         xp = namespace(x)
         out = xp.empty(batch.shape, self.dtype)
-        for some in self._blocks(batch):
-            volumes, unit = self._in_units(batch[some])
-            weights = rows[some] * unit ** (self._powers.on(xp) - 1)
+        for some in _blocks(batch, self._at_once(device_of(x))):
+            volumes = batch[some].astype(self.dtype, copy=False)
+            unit = self._units(volumes)
+            weights = rows[some] * unit[:, None] ** (self._powers.on(xp) - 1)
+            volumes = volumes / unit.astype(self.dtype)[:, None, None, None]
             out[some] = self._gradient(volumes, weights.astype(self.dtype))
         return out.reshape(x.shape)
 
-    def nbytes(self, batch: int, device: Device = "cpu") -> int:
+    def nbytes(self, batch: int, device: Device = "cpu", threads: int = 1) -> int:
         """Project the peak bytes that ``S(x)`` allocates for ``batch`` volumes of its own dtype, the result included.
 
         Volumes are taken in blocks, one at a time where they are large, so that beyond the result the peak does not
         grow with the batch. The filters, which stay, and about 64 KiB of bookkeeping are not counted.
         """
-        volume, n_samples = self._volume_nbytes(), min(batch, self._samples_at_once(device))
-        peak = 3 * volume  # x in its unit, |x| and a power of it
-        if self.max_order:
-            band = self._wavelets[0][self.L].band
-            peak = volume + max(
-                self._spectrum_nbytes(band), self._nbytes_below((), self._bins_nbytes(*band.kept), device)
-            )
-        finite = min(batch * volume, block_nbytes(device)) // self.dtype.itemsize  # what is checked first
-        return max(finite, batch * len(self.paths) * self.dtype.itemsize + n_samples * peak)
+        finite = min(batch * self._volume_nbytes(), block_nbytes(device)) // self.dtype.itemsize  # checked first
+        if self._fused and device == "cpu":
+            n_volumes = min(batch, self._fused.at_once(threads))
+            work = self._fused.nbytes(n_volumes, threads) + n_volumes * len(self.paths) * 8
+        else:
+            work = min(batch, self._at_once(device)) * self._peak(device)
+        return max(finite, batch * len(self.paths) * self.dtype.itemsize + work)
+
+    def _peak(self, device: Device) -> int:
+        """The peak of `_scatter` for one volume, its argument included."""
+        volume = self._volume_nbytes()
+        if not self.max_order:
+            return 3 * volume  # x in its unit, |x| and a power of it
+        band = self._wavelets[0][self.L].band
+        below = self._nbytes_below((), self._bins_nbytes(*band.kept), device)
+        return volume + max(2 * volume, self._spectrum_nbytes(band), below)
+
+    @cached_property
+    def _fused(self) -> fused_volumes.Plan | None:
+        """What the compiled engine makes of this transform; None where there is no engine for it."""
+        rows = {path: int(numbers[0, 0]) for path, numbers in self.paths.rows.items()}
+        return fused_volumes.plan(self.shape, self._widths, self.L, self.integral_powers, rows, self.dtype)
+
+    @cached_property
+    def _wavelets(self) -> list[list[Harmonics]]:
+        """The wavelets by scale and degree, as all but the compiled engine take them."""
+        degrees = range(self.L + 1)
+        return [[Harmonics.of(degree, width, self.shape, self.dtype) for degree in degrees] for width in self._widths]
 
     def _volume_nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
@@ -190,7 +217,7 @@ class HarmonicScattering3D:
                 peak = max(peak, X + volume + self._spectrum_nbytes(below), X + deeper)
         return peak
 
-    @functools.cached_property
+    @cached_property
     def filter_digest(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the filters, in single precision, and their bands."""
         digest = hashlib.sha256(repr((self.max_order, self.integral_powers, self.dtype.name)).encode())
@@ -232,21 +259,16 @@ class HarmonicScattering3D:
 
     # --- The cascade ---
 
-    def _blocks(self, batch: Array) -> Iterator[slice]:
-        step = self._samples_at_once(device_of(batch))
-        return (slice(start, start + step) for start in range(0, len(batch), step))
-
-    def _in_units(self, x: Array) -> tuple[Array, Array]:
-        """Return volumes of order one, of the right type, and the unit (B, 1) of each, a power of two: exact.
+    def _units(self, x: Array) -> Array:
+        """Return the unit (B,) of each volume, a power of two of about its peak: dividing by it is exact.
 
         Squares neither vanish nor overflow then, whatever the physical unit: the transform is homogeneous.
         """
-        xp, x = namespace(x), x.astype(self.dtype, copy=False)
-        exponent = xp.frexp(abs(x).max(axis=(1, 2, 3)))[1] - 1
-        unit = xp.ldexp(xp.ones(len(x)), exponent)[:, None]
-        return x / unit.astype(self.dtype)[:, :, None, None], unit
+        xp, axes = namespace(x), (1, 2, 3)
+        exponents = xp.frexp(xp.maximum(x.max(axis=axes), -x.min(axis=axes)))[1] - 1
+        return xp.ldexp(xp.ones(len(x)), xp.maximum(exponents, np.finfo(self.dtype).minexp))
 
-    def _samples_at_once(self, device: Device) -> int:
+    def _at_once(self, device: Device) -> int:
         return max(1, step_nbytes(device) // self._volume_nbytes())
 
     def _scatter(self, x: Array, out: Array) -> None:
@@ -322,3 +344,7 @@ class HarmonicScattering3D:
                 slopes += self._gradient_through(self._wavelets[j + 1][degree].band.spectrum(U), degree, path, g)
             total += wavelet.adjoint(X, slopes / xp.where(U > 0, U, 1))
         return total
+
+
+def _blocks(batch: Array, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, len(batch), step))

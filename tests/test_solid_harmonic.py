@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scattercube.kernels import to_host
+from scattercube.kernels.engine.library import engine
 from scattercube.kernels.harmonics import Harmonics
 from scattercube.kernels.solid_harmonic import HarmonicScattering3D
 from tests.conftest import TOLERANCE, relative_error
@@ -21,6 +22,18 @@ CONFIGS = [entry["config"] for entry in json.loads(str(REFERENCE["configs_json"]
 
 def noise(*shape, dtype="float32", seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def portable(S, x):
+    """S(x) without the compiled engine."""
+    fused, S._fused = S._fused, None
+    try:
+        return S(x)
+    finally:
+        S._fused = fused
+
+
+needs_engine = pytest.mark.skipif(engine() == "portable", reason="no compiled engine")
 
 
 def lump(shape, width, centre):
@@ -149,6 +162,69 @@ def test_wide_wavelets_that_keep_few_frequencies_equal_the_definition(shape, dty
 @pytest.mark.parametrize("max_order", [3, 4])
 def test_high_orders_equal_the_definition(max_order):
     check_against_definition((10, 9, 12), 3, 2, 1.0, (1.0, 2.0), max_order, "float64")
+
+
+# --- The compiled engine ---
+
+AGREEMENT = {"float32": 3e-6, "float64": 1e-12}
+
+
+def check_against_portable(shape, J, L, sigma_0, powers, max_order, dtype):
+    S = HarmonicScattering3D(J, shape, L, sigma_0, powers, max_order, dtype)
+    assert S._fused
+    x = noise(3, *shape, dtype=dtype)
+    actual, expected = S(x), portable(S, x)
+    for i in range(len(powers)):
+        assert relative_error(actual[:, i :: len(powers)], expected[:, i :: len(powers)]) < AGREEMENT[dtype]
+    np.testing.assert_array_equal(S(x, threads=3), actual)
+    np.testing.assert_array_equal(S(x[1]), actual[1])
+
+
+@needs_engine
+@settings(deadline=None, max_examples=100)
+@given(problems())
+def test_the_engine_equals_the_portable_version(problem):
+    check_against_portable(*problem)
+
+
+@needs_engine
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("shape", "J", "L", "sigma_0", "powers", "max_order"),
+    [
+        ((64, 64, 64), 2, 3, 1.0, (0.5, 1.0, 2.0), 2),
+        ((48, 40, 36), 3, 2, 1.0, (1.0,), 4),
+        ((33, 35, 21), 2, 3, 1.0, (0.5, 1.0, 1.5, 2.0, 3.0, 0.7), 3),
+        ((50, 16, 22), 1, 6, 0.7, (1.0, 2.0), 2),
+        ((24, 20, 18), 2, 3, 2.5, (0.5, 4.0), 2),
+        ((1, 5, 3), 0, 4, 0.5, (1.0,), 1),
+        ((6, 32, 1), 0, 4, 0.5, (1.0,), 1),
+    ],
+)
+def test_the_engine_equals_the_portable_version_on_larger_volumes(shape, J, L, sigma_0, powers, max_order, dtype):
+    check_against_portable(shape, J, L, sigma_0, powers, max_order, dtype)
+
+
+@needs_engine
+def test_threads_and_batches_change_no_bit():
+    S = HarmonicScattering3D(2, (18, 16, 20))
+    x = noise(200, 18, 16, 20)
+    alone = np.array([S(volume) for volume in x])
+    for threads in (1, 2, 5):
+        np.testing.assert_array_equal(S(x, threads=threads), alone)
+
+
+@needs_engine
+def test_sums_of_many_voxels_are_exact_in_single_precision():
+    S = HarmonicScattering3D(0, (128, 120, 125), L=0, max_order=0, integral_powers=(1.0, 2.0, 0.5))
+    x = np.abs(noise(*S.shape)) + 1
+    np.testing.assert_allclose(S(x), [(x.astype(float) ** q).sum() for q in S.integral_powers], rtol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(17, 8, 10), (8, 19, 10), (8, 10, 34)])
+def test_the_portable_version_serves_where_the_engine_cannot(shape):
+    assert HarmonicScattering3D(1, shape)._fused is None
+    check_against_definition(shape, 1, 2, 1.0, (1.0, 2.0), 2, "float32")
 
 
 # --- The wavelets ---
@@ -423,12 +499,19 @@ def peak_nbytes(call):
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_projected_memory_is_what_is_allocated(shape, parameters, batch, dtype):
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_projected_memory_is_what_is_allocated(shape, parameters, batch, dtype, threads):
     S = HarmonicScattering3D(**{"J": 1, **parameters}, shape=shape, dtype=dtype)
+    if threads is None:
+        S._fused, threads = None, 1
+    elif S._fused is None:
+        pytest.skip(f"no compiled engine for {shape}")
     x = noise(batch, *shape, dtype=dtype)
     S(x[:1])  # what is imported or cached on first use
     bookkeeping = 64 * 1024
-    assert peak_nbytes(lambda: S(x)) == pytest.approx(S.nbytes(batch), rel=0.2, abs=bookkeeping)
+    assert peak_nbytes(lambda: S(x, threads)) == pytest.approx(
+        S.nbytes(batch, threads=threads), rel=0.2, abs=bookkeeping
+    )
 
 
 def test_memory_grows_with_the_batch_by_the_result_alone():

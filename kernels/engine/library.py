@@ -7,7 +7,9 @@ another: ``portable``, ``baseline``, ``avx2`` or ``avx512``.
 
 import ctypes
 import os
+import warnings
 import weakref
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,18 +49,25 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
 
 
 @cache
-def _load(name: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(next(_FOLDER.glob(f"*-{name}.so"))))
-    for kind in "fd":
-        for function, (result, arguments) in _PROTOTYPES.items():
-            entry = getattr(library, f"sc_{function}_{kind}")
-            entry.restype, entry.argtypes = result, arguments
+def _load(name: str) -> ctypes.CDLL | None:
+    """Return a library; None, with a warning, where its file is cut short, of another system or of another version."""
+    path = _FOLDER / f"scattering-{name}.so"
+    try:
+        library = ctypes.CDLL(str(path))
+        for kind in "fd":
+            for function, (result, arguments) in _PROTOTYPES.items():
+                entry = getattr(library, f"sc_{function}_{kind}")
+                entry.restype, entry.argtypes = result, arguments
+        library.sc_rehearsed.restype = _N
+    except (OSError, AttributeError) as problem:
+        warnings.warn(f"{path} cannot be used; install scattercube again: {problem}", RuntimeWarning, stacklevel=2)
+        return None
     return library
 
 
 def built() -> list[str]:
     """Return the instruction sets that were built, the best first."""
-    return [name for name in INSTRUCTION_SETS if any(_FOLDER.glob(f"*-{name}.so"))]
+    return [name for name in INSTRUCTION_SETS if (_FOLDER / f"scattering-{name}.so").exists()]
 
 
 @cache
@@ -69,8 +78,14 @@ def engine() -> str:
     ------
     ValueError
         ``SCATTERCUBE_ENGINE`` names an engine that is unknown, was not built or does not run on this processor.
+
+    Warns
+    -----
+    RuntimeWarning
+        A library is there and cannot be loaded.
     """
-    runs = [name for name in built() if _load("baseline").sc_supports(name.encode())] if "baseline" in built() else []
+    baseline = _load("baseline") if built() else None  # it knows what the others need
+    runs = [name for name in built() if baseline and baseline.sc_supports(name.encode()) and _load(name)]
     wanted = os.environ.get("SCATTERCUBE_ENGINE")
     if not wanted:
         return runs[0] if runs else "portable"
@@ -83,7 +98,8 @@ class Engine:
     """The functions of one engine for one precision; what they make is freed with the object that `own` ties it to."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._library, self._kind = _load(engine()), "f" if dtype.itemsize == 4 else "d"
+        self._library: Any = _load(engine())
+        self._kind = "f" if dtype.itemsize == 4 else "d"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._library, f"sc_{name}_{self._kind}")
@@ -94,6 +110,15 @@ class Engine:
             raise MemoryError(f"no memory for a {kind} of the compiled engine")
         weakref.finalize(owner, getattr(self, f"free_{kind}"), handle)
         return handle
+
+    def rehearsed(self, operations: Callable[[], object]) -> int:
+        """Return the bytes of the largest workspace that some operations on no groups ask for; none is given."""
+        self._library.sc_rehearse()
+        try:
+            operations()
+        finally:
+            nbytes: int = self._library.sc_rehearsed()
+        return nbytes
 
     def release(self) -> None:
         """Give back the memory of idle workspaces."""

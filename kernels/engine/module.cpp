@@ -2,6 +2,7 @@
 // processor can run.
 //
 // Every function is plain C; pointers are addresses of contiguous arrays. Names end in _f for float and _d for double.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -9,6 +10,7 @@
 #include <utility>
 
 #include "lanes.h"
+#include "volumes.h"
 
 namespace {
 
@@ -33,9 +35,16 @@ template <class Make> auto guarded(Make make) -> decltype(make()) {
 std::mutex idle_mutex;
 std::vector<std::pair<size_t, char *>> idle;
 
+thread_local bool rehearsing = false;  // operations ask for their workspaces and get none
+thread_local size_t largest = 0;       // that was asked for
+
 }  // namespace
 
 char *borrow(size_t bytes, size_t *got) {
+  if (rehearsing) {
+    largest = std::max(largest, bytes);
+    return nullptr;
+  }
   {
     const std::lock_guard<std::mutex> lock(idle_mutex);
     for (size_t i = 0; i < idle.size(); i++)
@@ -85,6 +94,17 @@ int sc_supports(const char *name) {
 // Give back the memory that idle workspaces hold.
 void sc_release() { release(); }
 
+// From sc_rehearse on, operations of the calling thread get no memory, and those of no groups thus do nothing;
+// sc_rehearsed ends that and returns the bytes of the largest workspace that was asked for.
+void sc_rehearse() {
+  rehearsing = true;
+  largest = 0;
+}
+int64_t sc_rehearsed() {
+  rehearsing = false;
+  return int64_t(largest);
+}
+
 int sc_possible(int n) { return Fft<float>::possible(n); }
 
 #define SC_API(T, X)                                                                                                          \
@@ -116,6 +136,15 @@ int sc_possible(int n) { return Fft<float>::possible(n); }
       return new Lowpass<T>(static_cast<const Grid<T> *>(grid), basis, moments, vectors, kernel, samples, outputs, drop);     \
     });                                                                                                                       \
   }                                                                                                                           \
+  void *sc_tones_##X(const void *grid, const T *real, const T *imag, int outputs, int bins) {                                 \
+    return guarded([&] { return new Tones<T>(static_cast<const Grid<T> *>(grid), real, imag, outputs, bins); });              \
+  }                                                                                                                           \
+  void sc_free_tones_##X(void *tones) { delete static_cast<Tones<T> *>(tones); }                                              \
+  int sc_hear_##X(int use, const void *tones, const T *spectrum, int64_t groups, T *out, const int32_t *rows,                 \
+                  const T *scale, int64_t paths, int images, int present, int threads) {                                      \
+    const Target<T> target{out, rows, scale, paths, images, present};                                                         \
+    return operations(use, T()).hear(static_cast<const Tones<T> *>(tones), spectrum, groups, &target, threads);               \
+  }                                                                                                                           \
   void sc_free_lowpass_##X(void *lowpass) { delete static_cast<Lowpass<T> *>(lowpass); }                                      \
   int sc_extend_##X(int use, const void *grid, const T *x, const T *scale, int images, int present, int64_t size,             \
                     const int32_t *rows, const int32_t *columns, T *U) {                                                      \
@@ -138,4 +167,26 @@ int sc_possible(int n) { return Fft<float>::possible(n); }
 
 SC_API(float, f)
 SC_API(double, d)
+
+#define SC_VOLUMES(T, X)                                                                                                      \
+  void *sc_volumes_##X(int d, int h, int w, int degrees, const double *powers, int n_powers, const int32_t *nodes, int n_nodes) { \
+    return guarded([&] { return new Volumes<T>(d, h, w, degrees, powers, n_powers, reinterpret_cast<const Node *>(nodes), n_nodes); }); \
+  }                                                                                                                           \
+  void *sc_add_harmonics_##X(void *volumes, int degree, int depth, int nyquist, const T *axial, const T *planar, const T *rho2) { \
+    return guarded([&] {                                                                                                      \
+      static_cast<Volumes<T> *>(volumes)->add(degree, depth, nyquist, axial, planar, rho2);                                   \
+      return volumes;                                                                                                         \
+    });                                                                                                                       \
+  }                                                                                                                           \
+  void sc_free_volumes_##X(void *volumes) { delete static_cast<Volumes<T> *>(volumes); }                                      \
+  int64_t sc_volumes_nbytes_##X(const void *volumes, int64_t count, int threads) {                                            \
+    return static_cast<const Volumes<T> *>(volumes)->bytes(count, threads);                                                   \
+  }                                                                                                                           \
+  void sc_scatter_volumes_##X(const void *volumes, const T *x, const T *scale, int64_t count, double *out, int64_t paths,     \
+                              char *memory, int threads) {                                                                    \
+    static_cast<const Volumes<T> *>(volumes)->scatter(x, scale, count, out, paths, memory, threads);                          \
+  }
+
+SC_VOLUMES(float, f)
+SC_VOLUMES(double, d)
 }

@@ -1,0 +1,131 @@
+"""Where the time of a call goes: the compiled engine's operations, and how fast its Fourier transforms are.
+
+Flops are nominal: 5 n log2 n for a complex transform of n points, half of that for a real one.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.fft
+
+from scattercube.flows.bench import best_s
+from scattercube.kernels import HarmonicScattering3D, Scattering2D, TimeFrequencyScattering
+from scattercube.kernels.cascade import Cascade
+from scattercube.kernels.engine.library import Engine
+
+GOES_ON = 7  # argument of the engine's `wavelet`: where |x ∗ ψ| is kept; NULL at the last order
+
+
+@dataclass(frozen=True)
+class Split:
+    """A call, taken apart.
+
+    Parameters
+    ----------
+    seconds
+        Of the call, with a stopwatch at every operation.
+    spent
+        The seconds of each operation of the compiled engine; what remains is Python's and the portable primitives'.
+    back, forth
+        Flops of the transforms back from wavelets' spectra, and forth.
+    """
+
+    seconds: float
+    spent: Counter[str]
+    back: float
+    forth: float
+
+    def __str__(self) -> str:
+        """The shares of the operations, the largest first."""
+        rest = {"Python": self.seconds - sum(self.spent.values())} if self.spent else {}
+        shares = {**dict(self.spent.most_common()), **rest}
+        return ", ".join(f"{name} {s / self.seconds:.0%}" for name, s in shares.items() if s > 0.005 * self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Flops per second of the transforms forth, which are operations of their own; NaN where they are not."""
+        return self.forth / self.spent["spectrum"] if self.spent["spectrum"] else math.nan
+
+
+def split(S: Any, batch: int, call: Callable[[], Any], turns: int = 5) -> Split:
+    """Take a call apart: the best of some turns."""
+    back, forth = (batch * count for count in transforms(S))
+    found = []
+    for _ in range(turns):
+        with stopwatch() as spent:
+            seconds = best_s(call, 0)
+        found.append(Split(seconds, spent, back, forth))
+    return min(found, key=lambda one: one.seconds)
+
+
+def flops(n: int, real: bool = False) -> float:
+    return (2.5 if real else 5) * n * math.log2(n)
+
+
+def transforms(S: Any) -> tuple[float, float]:
+    """Count the flops of one input's transforms: every path back, every path that goes on forth."""
+    if isinstance(S, HarmonicScattering3D):
+        paths = [path for path in S.paths.rows if path]
+        one, n_wavelets = flops(math.prod(S.shape), real=True), (S.L + 1) ** 2
+        return len(paths) * n_wavelets * one, (1 + (S.L + 1) * sum(map(S._goes_on, paths))) * one
+    cascade: Cascade = S._time if isinstance(S, TimeFrequencyScattering) else S
+    sizes = [math.prod(cascade._grid(level)) for level in range(len(cascade._lowpasses))]
+    back, forth = 0.0, flops(sizes[0], real=True)
+    for scales, rows in cascade.paths.rows.items():
+        if scales:
+            n = sizes[cascade._level(scales[-1])]
+            back += rows.size * flops(n)
+            forth += rows.size * flops(n, real=True) * bool(cascade._next(scales))
+    return back, forth
+
+
+@contextmanager
+def stopwatch() -> Iterator[Counter[str]]:
+    """Collect the seconds spent in each operation of the compiled engine."""
+    seconds: Counter[str] = Counter()
+    found = Engine.__getattr__
+
+    def timed(self: Engine, name: str) -> Callable[..., Any]:
+        function = found(self, name)
+
+        def call(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments)
+            what = name
+            if name == "wavelet":
+                what = f"wavelet, {'last' if arguments[GOES_ON] is None else 'inner'}"
+            seconds[what] += time.perf_counter() - start
+            return result
+
+        return call
+
+    Engine.__getattr__ = timed  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        Engine.__getattr__ = found  # type: ignore[method-assign]
+
+
+def scipy_rate() -> float:
+    """Measure the best flops per second of scipy.fft on batches of complex lines and grids that stay in cache."""
+    best = 0.0
+    for shape, axes in (((32, 256), 1), ((8, 1024), 1), ((8, 32, 32), 2), ((2, 64, 64), 2)):
+        x = np.ones(shape, np.complex64)
+        n, dims = math.prod(shape[1:]), tuple(range(1, axes + 1))
+        best = max(best, shape[0] * flops(n) / best_s(lambda x=x, dims=dims: scipy.fft.fftn(x, axes=dims), 0.05))
+    return best
+
+
+def engine_rate() -> float:
+    """Measure the best rate of the engine's transforms on small images, which stay in cache; NaN without an engine."""
+    rates = []
+    for J, size, batch in ((2, 24, 16), (2, 32, 16), (3, 48, 16), (4, 112, 1), (4, 240, 1)):
+        S, x = Scattering2D(J, (size, size)), np.ones((batch, size, size), np.float32)
+        rates.append(split(S, batch, lambda S=S, x=x: S(x), turns=50).rate)
+    return max(rates)
