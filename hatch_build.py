@@ -53,7 +53,7 @@ class EngineHook(BuildHookInterface[Any]):
         """Compile, or say why not."""
         if self.target_name != "wheel":
             return
-        folder = Path(self.root) / "kernels" / "engine"
+        folder = Path(self.root) / "scattercube" / "kernels" / "engine"
         if version == "editable":
             for stale in folder.glob("scattering-*.so"):
                 stale.unlink()

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.pipeline.plan import in_words
-
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -142,7 +140,7 @@ def table(found: Mapping[str, Sequence[Measured | None]], quick: bool) -> "Table
     *_, best = (name for name in found if name != PEER)
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("ms a call", no_wrap=True)
-    for name in (*found, f"with {best}", "error", "memory"):
+    for name in (*found, f"with {best}", "error", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for i, work in enumerate(WORKS_OF[quick]):
         ours = [here for name in found if name != PEER and (here := found[name][i])]
@@ -151,7 +149,7 @@ def table(found: Mapping[str, Sequence[Measured | None]], quick: bool) -> "Table
             *("–" if (here := calls[i]) is None else _three(here.seconds * 1e3) for calls in found.values()),
             work.speed(ours[-1].seconds),
             f"{max(here.error for here in ours):.0e}",
-            in_words(ours[-1].nbytes),
+            _three(ours[-1].nbytes / 1e6),
         )
     return table
 

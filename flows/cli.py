@@ -153,7 +153,7 @@ def bench(*, threads: Annotated[int, Parameter(validator=validators.Number(gte=1
     """Time the transforms on this machine with every engine that it has, and beside Kymatio where that is installed.
 
     Works are batches of noise in single precision. ``error`` is the largest relative distance of an engine from the
-    same transform in double precision, ``memory`` the projected peak of a call. Takes a minute, with Kymatio three.
+    same transform in double precision, ``MB`` the projected peak of a call. Takes a minute, with Kymatio three.
 
     Parameters
     ----------

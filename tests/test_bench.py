@@ -40,7 +40,7 @@ def test_the_table_says_it_all(found, capsys, monkeypatch):
     lines = said.out.splitlines()
     for work in bench.QUICK:
         assert sum(line.startswith(work.title) for line in lines) == 1
-    for word in (*found, "error", "memory", "images/s", "s audio/s", "volumes/s"):
+    for word in (*found, "error", "MB", "images/s", "s audio/s", "volumes/s"):
         assert word in said.out
     assert "Traceback" not in said.err
 

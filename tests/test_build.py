@@ -1,4 +1,4 @@
-"""What an install brings: with a compiler the engine for each instruction set, without one a complete, portable wheel."""
+"""What an install brings: the engine for each instruction set; without a compiler, a complete and portable wheel."""
 
 import os
 import platform

@@ -72,22 +72,32 @@ template <class T, int V> struct Points {
     }
     gather(filter, strip, real, imag, grid.rows.place.data(), line);
     inverse(grid.rows, line, grid.n2, 1, 1);
-    for (long b = 0; b < vectors(grid); b++) {
-      R re[V], im[V];
-#pragma GCC unroll 16
-      for (int i = 0; i < V; i++) {
-        const int u2 = int(b) * V + i;
-        C a = u2 < grid.n2 ? line[u2] : C{};
-        if (!grid.turns.empty() && u2 < grid.n2) a = turned_point<false>(grid, a, strip, u2);
-        re[i] = a.x;
-        im[i] = a.y;
-      }
-      transpose<T, V>(re);
-      transpose<T, V>(im);
-#pragma GCC unroll 16
-      for (int i = 0; i < V; i++)
-        if (i < rows) z[place[i] * step + b] = {re[i], im[i]};
+    const bool turning = !grid.turns.empty();
+    for (int b = 0; b < vectors(grid); b++) {
+      const bool whole = (b + 1) * V <= grid.n2 && rows == V;
+      if (turning) whole ? put_tile<true, true>(grid, line, strip, b, z) : put_tile<true, false>(grid, line, strip, b, z);
+      else whole ? put_tile<false, true>(grid, line, strip, b, z) : put_tile<false, false>(grid, line, strip, b, z);
     }
+  }
+
+  template <bool turning, bool whole> SC_INLINE void put_tile(const Grid<T> &grid, const C *line, int strip, int b, C *z) {
+    const int *place = grid.columns.place.data() + strip * V;
+    const long step = pitch(grid);
+    R re[V], im[V];
+#pragma GCC unroll 16
+    for (int i = 0; i < V; i++) {
+      const int u2 = b * V + i;
+      const bool there = whole || u2 < grid.n2;
+      C a = there ? line[u2] : C{};
+      if (turning && there) a = turned_point<false>(grid, a, strip, u2);
+      re[i] = a.x;
+      im[i] = a.y;
+    }
+    transpose<T, V>(re);
+    transpose<T, V>(im);
+#pragma GCC unroll 16
+    for (int i = 0; i < V; i++)
+      if (whole || strip * V + i < grid.n1) z[place[i] * step + b] = {re[i], im[i]};
   }
 
   // --- Smoothing ---

@@ -38,6 +38,7 @@ from scattercube.kernels import engine
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 BACKENDS = [name for name in ("numpy", "torch") if importlib.util.find_spec(name)]
+LOAD = os.getloadavg()[0]
 CALLS = ("ours", "portable", *BACKENDS)
 
 
@@ -235,7 +236,8 @@ def machine() -> str:
     versions = ", ".join(f"{name} {importlib.import_module(name).__version__}" for name in ("kymatio", *BACKENDS))
     return (
         f"{model}, {os.cpu_count()} cores, engine {engine()}; {versions}, scipy {scipy.__version__}, "
-        f"Python {platform.python_version()}; {datetime.date.today():%d %B %Y}; milliseconds a call, float32."
+        f"Python {platform.python_version()}; {datetime.date.today():%d %B %Y}, {LOAD:.1f} other processes at work; "
+        "milliseconds a call, float32."
     )
 
 
