@@ -209,10 +209,10 @@ def _elsewhere(engine: str, quick: bool, threads: int, folder: Path, dtype: str)
 
 def _work(engine: str, quick: bool, threads: int, folder: str, dtype: str) -> None:
     """Do all works with the engine of this process."""
-    from scattercube.kernels import engine as active
+    from scattercube.kernels import active_engine
 
     try:
-        active()
+        active_engine()
     except ValueError:
         sys.exit(_NOT_HERE)
     calls: list[Timed | None] = []

@@ -65,11 +65,11 @@ def availability(entry: Entry, root: Path) -> str:
 
 
 def _kernels() -> Finding:
-    from scattercube.kernels.engine.library import built, engine
+    from scattercube.kernels.engine.library import active_engine, built
 
     sets = built()
     try:
-        active = engine()
+        active = active_engine()
     except ValueError as failure:
         return Finding("kernels", str(failure), False)
     if active != "portable":

@@ -1,7 +1,7 @@
 """Wavelet scattering kernels: arrays in, arrays out."""
 
 from scattercube.kernels.device import cuda_problem, to_device, to_host
-from scattercube.kernels.engine.library import engine
+from scattercube.kernels.engine.library import active_engine
 from scattercube.kernels.meyer import TightFrame
 from scattercube.kernels.paths import Paths
 from scattercube.kernels.scattering import Scattering1D, Scattering2D
@@ -15,8 +15,8 @@ __all__ = [
     "Scattering2D",
     "TightFrame",
     "TimeFrequencyScattering",
+    "active_engine",
     "cuda_problem",
-    "engine",
     "to_device",
     "to_host",
 ]

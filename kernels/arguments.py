@@ -69,3 +69,16 @@ def _not_finite(x: Array, dtype: np.dtype[Any], name: str) -> str:
     first = tuple(int(index) for index in xp.argwhere(bad)[0])
     count = f"{int(bad.sum())} of {x.size} values"
     return f"{name} is not finite in {dtype} at {count}, the first at index {first}; mask or fill them"
+
+
+def units(batch: Array) -> Array:
+    """Return the unit (B,) of each array of a batch (B, …) of floats, a power of two just above its peak.
+
+    Dividing by it is exact, and squares neither vanish nor overflow then, whatever the physical unit: scattering is
+    homogeneous.
+    """
+    xp, limits = namespace(batch), np.finfo(batch.dtype)
+    flat = batch.reshape(len(batch), -1)
+    peaks = xp.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))
+    exponents = xp.where(peaks > 0, xp.frexp(peaks)[1], 0).clip(limits.minexp, limits.maxexp - 1)
+    return xp.ldexp(xp.ones(len(batch), batch.dtype), exponents)

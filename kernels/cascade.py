@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels import fused_cpu, primitives
-from scattercube.kernels.arguments import Rebuilt, checked, integer
+from scattercube.kernels.arguments import Rebuilt, checked, integer, units
 from scattercube.kernels.axes import Axis
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.filterbank import Bank, Box, LineLowpass, Shape, fold
@@ -132,7 +132,11 @@ class Cascade(Rebuilt):
             self._fused(batch, out, integer("threads", threads, 1))
         else:
             for part in self._blocks(batch):
-                self._scatter(batch[part].astype(self.dtype, copy=False), out[part])
+                block = batch[part].astype(self.dtype, copy=False)
+                unit = units(block).reshape(-1, *(1 for _ in self.shape))
+                self._scatter(block / unit, out[part])
+                with np.errstate(over="ignore"):  # as in the compiled engine
+                    out[part] *= unit.reshape(-1, *(1 for _ in self._kept))
         return out.reshape(x.shape[: -len(self.shape)] + self.output_shape)
 
     def adjoint(self, x: Array, g: Array) -> Array:
@@ -213,7 +217,8 @@ class Cascade(Rebuilt):
         here = signal + max(before, self._smoothing_nbytes(0, signal))
         if self.max_order:
             here = max(here, 3 * signal, 2 * signal + self._nbytes_below((), n_images, 1, device))
-        return result + here
+        block = n_images * math.prod(self.shape) * self.dtype.itemsize  # brought to one
+        return result + block + here
 
     @cached_property
     def _fused(self) -> fused_cpu.Plan | None:

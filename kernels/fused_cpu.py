@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels.engine.library import Engine, engine
+from scattercube.kernels.arguments import units
+from scattercube.kernels.engine.library import Engine, active_engine
 from scattercube.kernels.filterbank import Box, Lowpass, Shape
 from scattercube.kernels.fused_averages import DROP, MOST_MOMENTS, line_taps, line_tones
 from scattercube.kernels.primitives import Smoothing
@@ -24,6 +25,7 @@ _ALIGNMENT = 64
 _SMALL = {1: 1 << 12, 2: 96 * 96}  # points of a line, of a grid, up to which signals side by side stay in cache
 _MOST_AVERAGING = 20  # operations of averages over those of transforms, from which on the portable way is faster
 _TRANSFORM = 60  # operations per point of a wavelet transform
+_MOST_POINTS = 1 << 31  # the engine counts them in 32 bits
 _CACHE_NBYTES = 1 << 20  # of a core's own cache, for the arrays between two operations
 _WEIGHT = {"float32": 1e-6, "float64": 1e-12}  # of a filter's peak: smaller weights are left out
 
@@ -34,7 +36,7 @@ def plan(cascade: "Cascade") -> "Plan | None":
     They do for lines whose length has a large prime factor, and where φ is much longer than the stride: they average in
     Fourier.
     """
-    if engine() == "portable":
+    if active_engine() == "portable" or math.prod(cascade._grid(0)) >= _MOST_POINTS:
         return None
     sizes = {n for level in range(len(cascade._lowpasses)) for n in cascade._grid(level)}
     if not all(map(Engine(cascade.dtype).possible, sizes)):
@@ -273,20 +275,15 @@ class Plan:
     def _scatter(self, images: NDArray[Any], out: NDArray[Any], block: _Block, threads: int) -> None:
         """Fill the coefficients (present, n_paths, …) of the images of a block."""
         engine, schedule = self._engine, self._schedule(block, threads)
-        # Scattering is homogeneous: an exact power of two keeps squares of large and of tiny images in range.
-        flat = images.reshape(len(images), -1)
-        peaks = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))
-        limits = np.finfo(self._dtype)
-        exponents = np.where(peaks > 0, np.frexp(peaks)[1], 0).clip(limits.minexp, limits.maxexp - 1)
-        scale = np.ldexp(np.ones(block.present, self._dtype), -exponents)
-        unscale = np.ldexp(np.ones(block.present, self._dtype), exponents)
+        unit = units(images)
+        scale = 1 / unit
         memory = np.empty(schedule.nbytes + _ALIGNMENT, dtype=np.uint8)
         base = memory.ctypes.data + -memory.ctypes.data % _ALIGNMENT
         engine.extend(
             *(block.use, self._grids[0], images.ctypes.data, scale.ctypes.data, block.images, block.present),
-            *(flat.shape[1], self._rows.ctypes.data, self._columns.ctypes.data, base),
+            *(images[0].size, self._rows.ctypes.data, self._columns.ctypes.data, base),
         )
-        common = (unscale.ctypes.data, self._n_paths, block.images, block.present, threads)
+        common = (unit.ctypes.data, self._n_paths, block.images, block.present, threads)
         for step in schedule.steps:
             if self._do(step, step.groups, base, block.use, out.ctypes.data, common):
                 raise MemoryError(

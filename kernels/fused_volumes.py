@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels.cascade import TRUNCATION
-from scattercube.kernels.engine.library import Engine, engine
+from scattercube.kernels.engine.library import Engine, active_engine
 from scattercube.kernels.filterbank import Shape
 from scattercube.kernels.harmonics import angles, powers_along_the_pole, radius
 
@@ -37,7 +37,7 @@ def plan(
     dtype
         float32 or float64.
     """
-    if engine() == "portable" or not all(map(Engine(dtype).possible, shape)):
+    if active_engine() == "portable" or not all(map(Engine(dtype).possible, shape)):
         return None
     return Plan(shape, widths, L, powers, rows, dtype)
 

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels import fused_volumes
-from scattercube.kernels.arguments import checked, integer
+from scattercube.kernels.arguments import Rebuilt, checked, integer
 from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.harmonics import Band, Harmonics, planes_at_once, step_nbytes
 from scattercube.kernels.paths import Paths
 
 
-class HarmonicScattering3D:
+class HarmonicScattering3D(Rebuilt):
     """Solid harmonic scattering of volumes (Eickenberg, Exarchakis, Hirn and Mallat, NIPS 2017, section 3).
 
     ``S(x)`` turns periodic volumes ``(…, D, H, W)`` into coefficients ``(…, n_paths)`` of type ``dtype``, in the

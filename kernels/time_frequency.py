@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels import primitives
-from scattercube.kernels.arguments import checked, integer
+from scattercube.kernels.arguments import Rebuilt, checked, integer
 from scattercube.kernels.axes import Padding
 from scattercube.kernels.bands import BandBank, Bands, band_labels, modulus_across, modulus_across_adjoint
 from scattercube.kernels.device import Array, Device, block_nbytes, device_of, namespace
@@ -71,7 +71,7 @@ class _Stage:
         return (part for part in parts if part.j < self.j)
 
 
-class TimeFrequencyScattering:
+class TimeFrequencyScattering(Rebuilt):
     """Joint time–frequency scattering of signals: how they are modulated in time and in log-frequency [1]_.
 
     The first order |x ∗ ψ1| is a stack of bands, by falling frequency. ψ2 meets it along time, wavelets ψ_fr across the

@@ -122,7 +122,7 @@ def _examples(cube: "xr.Dataset", chunks: "xr.Dataset", ok: np.ndarray) -> dict[
     rows = np.unique(np.concatenate(list(shown.values())))
     signal = chunks["signal"][rows].values
     features = cube["scattering"][rows]
-    values = features.mean([dim for dim in features.dims if dim not in ("sample", "path")]).values.astype(np.float64)
+    values = features.mean([dim for dim in features.dims if dim not in ("sample", "path")], dtype=np.float64).values
     columns = _columns(cube)
     limits = (0.0, 255.0) if signal.dtype == np.uint8 else tuple(np.percentile(signal, (0.5, 99.5)).tolist())
 
@@ -195,7 +195,11 @@ def _energies(cube: "xr.Dataset", ok: np.ndarray) -> dict[str, Any] | None:
     legend: list[dict[str, str]] = []
     for label in sorted(frequent):
         S1 = cube["scattering"].isel(sample=_spread(classes[label], CURVE_SAMPLES), path=first).astype(np.float64)
-        mean = (S1**2).mean([dim for dim in S1.dims if dim not in ("sample", "path")]).transpose("sample", "path")
+        mean = (
+            (S1.astype(np.float64) ** 2)
+            .mean([dim for dim in S1.dims if dim not in ("sample", "path")])
+            .transpose("sample", "path")
+        )
         energy = mean.values.reshape(-1, len(scales), len(thetas))
         by_theta = energy.mean(axis=0).sum(axis=0)
         if by_theta.sum() > 0:

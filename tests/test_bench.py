@@ -24,7 +24,7 @@ def found():
 def test_every_engine_does_every_work(found):
     ours = [name for name in found if name != bench.PEER]
     assert ours[0] == "portable"
-    assert library.engine() in ours
+    assert library.active_engine() in ours
     for name in ours:
         assert len(found[name]) == len(bench.QUICK)
         for measured in found[name]:
@@ -128,8 +128,8 @@ needs_engine = pytest.mark.skipif("baseline" not in BUILT, reason="the compiled 
 def test_the_doctor_names_the_engine(kernels):
     row = kernels(None, BUILT)
     assert row.fine is True
-    assert row.found == f"compiled engine for {library.engine()}; built: {', '.join(BUILT)}"
-    assert library.engine() in BUILT
+    assert row.found == f"compiled engine for {library.active_engine()}; built: {', '.join(BUILT)}"
+    assert library.active_engine() in BUILT
 
 
 @needs_engine
@@ -180,7 +180,7 @@ def test_a_call_is_taken_apart():
     S(x)
     taken = split(S, len(x), lambda: S(x), turns=2)
     assert sum(taken.spent.values()) < taken.seconds
-    if library.engine() == "portable":
+    if library.active_engine() == "portable":
         assert not taken.spent
         assert math.isnan(taken.rate)
         assert str(taken) == ""

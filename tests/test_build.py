@@ -24,7 +24,7 @@ from scattercube.kernels import Scattering2D
 from scattercube.kernels.engine import library
 assert library.__file__.startswith(sys.argv[1]), library.__file__
 np.save(sys.argv[2], Scattering2D(2, (20, 24), L=4)(np.load(sys.argv[3])))
-print(library.engine(), *library.built())
+print(library.active_engine(), *library.built())
 """
 
 

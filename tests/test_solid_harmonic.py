@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scattercube.kernels import to_host
-from scattercube.kernels.engine.library import engine
+from scattercube.kernels.engine.library import active_engine
 from scattercube.kernels.harmonics import Harmonics
 from scattercube.kernels.solid_harmonic import HarmonicScattering3D
 from tests.conftest import TOLERANCE, relative_error
@@ -33,7 +33,7 @@ def portable(S, x):
         S._fused = fused
 
 
-needs_engine = pytest.mark.skipif(engine() == "portable", reason="no compiled engine")
+needs_engine = pytest.mark.skipif(active_engine() == "portable", reason="no compiled engine")
 
 
 def lump(shape, width, centre):

@@ -71,7 +71,7 @@ def built() -> list[str]:
 
 
 @cache
-def engine() -> str:
+def active_engine() -> str:
     """Return the name of the engine in use: an instruction set, or ``portable``.
 
     Raises
@@ -98,7 +98,7 @@ class Engine:
     """The functions of one engine for one precision; what they make is freed with the object that `own` ties it to."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._library: Any = _load(engine())
+        self._library: Any = _load(active_engine())
         self._kind = "f" if dtype.itemsize == 4 else "d"
 
     def __getattr__(self, name: str) -> Any:

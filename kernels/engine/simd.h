@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <initializer_list>
 #include <thread>
 #if defined(__AVX512VL__)
@@ -131,7 +132,11 @@ template <class Job> int each(long count, int threads, size_t bytes, const Job &
     for (long i; (i = next++) < count; space.clear()) job(i, space);
   };
   std::vector<std::thread> others;
-  for (long k = 1; k < threads && k < count; k++) others.emplace_back(work);
+  try {
+    for (long k = 1; k < threads && k < count; k++) others.emplace_back(work);
+  } catch (const std::exception &) {
+    // The system gives no more threads: those that there are do it all.
+  }
   work();
   for (std::thread &other : others) other.join();
   return failed;

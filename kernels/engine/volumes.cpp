@@ -7,7 +7,9 @@
 // to a wavelet that is not odd at the Nyquist frequency of an axis along which it should be.
 #include "volumes.h"
 
+#include <exception>
 #include <algorithm>
+#include <exception>
 
 #include "fft.h"
 #include "powers.h"
@@ -40,7 +42,11 @@ template <class Job> void share(long count, int threads, char *memory, int64_t b
     for (long i; (i = next++) < count;) job(i, memory + thread * bytes);
   };
   std::vector<std::thread> others;
-  for (long k = 1; k < threads && k < count; k++) others.emplace_back(work, k);
+  try {
+    for (long k = 1; k < threads && k < count; k++) others.emplace_back(work, k);
+  } catch (const std::exception &) {
+    // The system gives no more threads: those that there are do it all.
+  }
   work(0);
   for (std::thread &other : others) other.join();
 }

@@ -33,7 +33,7 @@ from stand_in import JointStandIn
 from threadpoolctl import threadpool_limits
 
 from scattercube.flows.bench import WORKS, Call, Work, best_s, call_of, peer_call
-from scattercube.kernels import engine
+from scattercube.kernels import active_engine
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
@@ -70,12 +70,12 @@ def engine_named(name: str) -> Iterator[None]:
     """Choose the engine of the transforms whose first call is made here."""
     before = os.environ.get("SCATTERCUBE_ENGINE", "")
     os.environ["SCATTERCUBE_ENGINE"] = name
-    engine.cache_clear()
+    active_engine.cache_clear()
     try:
         yield
     finally:
         os.environ["SCATTERCUBE_ENGINE"] = before
-        engine.cache_clear()
+        active_engine.cache_clear()
 
 
 def ours(work: Work) -> Any:
@@ -235,7 +235,7 @@ def machine() -> str:
     model = re.search(r"model name\s*:\s*(.+)", info.read_text())[1] if info.exists() else platform.processor()
     versions = ", ".join(f"{name} {importlib.import_module(name).__version__}" for name in ("kymatio", *BACKENDS))
     return (
-        f"{model}, {os.cpu_count()} cores, engine {engine()}; {versions}, scipy {scipy.__version__}, "
+        f"{model}, {os.cpu_count()} cores, engine {active_engine()}; {versions}, scipy {scipy.__version__}, "
         f"Python {platform.python_version()}; {datetime.date.today():%d %B %Y}, {LOAD:.1f} other processes at work; "
         "milliseconds a call, float32."
     )
