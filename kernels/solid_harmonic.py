@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels import fused_volumes
-from scattercube.kernels.arguments import Rebuilt, checked, integer
+from scattercube.kernels.arguments import Rebuilt, checked, integer, units
 from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.harmonics import Band, Harmonics, planes_at_once, step_nbytes
@@ -118,11 +118,11 @@ class HarmonicScattering3D(Rebuilt):
         out = xp.empty((len(batch), len(self.paths)), self.dtype)
         for some in _blocks(batch, at_once):
             volumes = batch[some].astype(self.dtype, copy=False)
-            S, unit = xp.empty(out[some].shape), self._units(volumes)
+            S, unit = xp.empty(out[some].shape), units(volumes)
             if fused:
-                fused(volumes, 1 / unit.astype(self.dtype), S, threads)
+                fused(volumes, 1 / unit, S, threads)
             else:
-                self._scatter(volumes / unit.astype(self.dtype)[:, None, None, None], S)
+                self._scatter(volumes / unit[:, None, None, None], S)
             out[some] = S * unit[:, None] ** self._powers.on(xp)
         return out.reshape(x.shape[:-3] + self.output_shape)
 
@@ -145,9 +145,9 @@ class HarmonicScattering3D(Rebuilt):
         out = xp.empty(batch.shape, self.dtype)
         for some in _blocks(batch, self._at_once(device_of(x))):
             volumes = batch[some].astype(self.dtype, copy=False)
-            unit = self._units(volumes)
+            unit = units(volumes)
             weights = rows[some] * unit[:, None] ** (self._powers.on(xp) - 1)
-            volumes = volumes / unit.astype(self.dtype)[:, None, None, None]
+            volumes = volumes / unit[:, None, None, None]
             out[some] = self._gradient(volumes, weights.astype(self.dtype))
         return out.reshape(x.shape)
 
@@ -258,15 +258,6 @@ class HarmonicScattering3D(Rebuilt):
         return Paths(columns, units, descriptions, rows)
 
     # --- The cascade ---
-
-    def _units(self, x: Array) -> Array:
-        """Return the unit (B,) of each volume, a power of two of about its peak: dividing by it is exact.
-
-        Squares neither vanish nor overflow then, whatever the physical unit: the transform is homogeneous.
-        """
-        xp, axes = namespace(x), (1, 2, 3)
-        exponents = xp.frexp(xp.maximum(x.max(axis=axes), -x.min(axis=axes)))[1] - 1
-        return xp.ldexp(xp.ones(len(x)), xp.maximum(exponents, np.finfo(self.dtype).minexp))
 
     def _at_once(self, device: Device) -> int:
         return max(1, step_nbytes(device) // self._volume_nbytes())
