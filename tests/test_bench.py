@@ -112,12 +112,12 @@ def kernels(monkeypatch, tmp_path):
         else:
             monkeypatch.setenv("SCATTERCUBE_ENGINE", wanted)
         monkeypatch.setattr(library, "built", lambda: sets)
-        library.engine.cache_clear()
+        library.active_engine.cache_clear()
         return next(row for row in examine(str(tmp_path), None) if row.what == "kernels")
 
     yield line
     monkeypatch.undo()
-    library.engine.cache_clear()
+    library.active_engine.cache_clear()
 
 
 BUILT = library.built()

@@ -470,7 +470,7 @@ print(status("VmHWM") - before, S.nbytes(batch, threads=threads))
     malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     work = json.dumps((transform, J, shape, batch, parameters, threads))
     grown, projected = map(int, run(script, work, **malloc).split())
-    assert grown == pytest.approx(projected, rel=0.2, abs=256 << 10)
+    assert grown == pytest.approx(projected, rel=0.2, abs=768 << 10)  # pages that small works never touch
 
 
 @compiled
