@@ -294,12 +294,13 @@ class Plan:
         """Call the engine for a step; it returns 0 unless memory is lacking."""
         X, U = (None if offset is None else base + offset for offset in (step.X, step.U))
         target = (None, None) if step.rows is None else (out, step.rows.ctypes.data)
-        arguments = {
-            "spectrum": (U, X, groups, common[-1]),
-            "wavelet": (X, groups, U, *target, *common),
-            "average": (U, groups, *target, *common),
-            "hear": (X, groups, *target, *common),
-        }[step.call]
+        arguments: tuple[int | None, ...]
+        if step.call == "spectrum":
+            arguments = (U, X, groups, common[-1])
+        elif step.call == "wavelet":
+            arguments = (X, groups, U, *target, *common)
+        else:
+            arguments = (U if step.call == "average" else X, groups, *target, *common)
         failed: int = getattr(self._engine, step.call)(use, *step.plan, *arguments)
         return failed
 

@@ -120,7 +120,7 @@ template <class T, int A, int B> struct Product {
       for (int a = 0; a < A; a++) u[a] = v[a * B + b];
       Dft<T, A>::go(u);
 #pragma GCC unroll 16
-      for (int k = 0; k < A; k++) y[k * B + b] = k * b ? turned(u[k], root.c[k * b % (A * B)], root.s[k * b % (A * B)]) : u[k];
+      for (int k = 0; k < A; k++) y[k * B + b] = k && b ? turned(u[k], root.c[k * b % (A * B)], root.s[k * b % (A * B)]) : u[k];
     }
 #pragma GCC unroll 16
     for (int k = 0; k < A; k++) {

@@ -126,14 +126,7 @@ template <class T, int V> struct Signals {
 
   template <int W>
   static void make_columns(const Grid<T> &grid, const Lowpass<T> *lowpass, C *z, int c, R *u, R *U, R *smooth) {
-    const long step = pitch(grid);
-    inverse(grid.columns, z + c, 1, step, W);
-    for (int r = 0; r < grid.n1; r++)
-#pragma GCC unroll 8
-      for (int w = 0; w < W; w++) {
-        const C &y = z[r * step + c + w];
-        u[r * W + w] = root(R(y.x * y.x + y.y * y.y));
-      }
+    column_moduli<W>(grid.columns, z + c, pitch(grid), u);
     if (U)
       for (int r = 0; r < grid.n1; r++) std::memcpy(static_cast<void *>(U + long(r) * grid.n2 + c), u + r * W, sizeof(R) * W);
     if (lowpass) take<W>(*lowpass, u, c, smooth);

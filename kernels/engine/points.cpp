@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr long kCache = 24 << 10;  // bytes of a level-1 cache that a block of rows may fill
-
 template <class T, int V> struct Points {
   typedef typename Lanes<T, V>::type R;
   typedef Complex<R> C;
@@ -192,14 +190,7 @@ template <class T, int V> struct Points {
 
   template <int W>
   static void make_columns(const Grid<T> &grid, const Lowpass<T> *lowpass, C *z, int c, R *u, R *U, R *smooth) {
-    const long step = pitch(grid);
-    inverse(grid.columns, z + c, 1, step, W);
-    for (int r = 0; r < grid.n1; r++)
-#pragma GCC unroll 8
-      for (int w = 0; w < W; w++) {
-        const C &y = z[r * step + c + w];
-        u[r * W + w] = root(R(y.x * y.x + y.y * y.y));
-      }
+    column_moduli<W>(grid.columns, z + c, pitch(grid), u);
     if (U)
       for (int r = 0; r < grid.n1; r++)
         for (int w = 0; w < W; w++) U[r * vectors(grid) + c + w] = u[r * W + w];

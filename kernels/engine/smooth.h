@@ -1,9 +1,21 @@
-// Averages of a block of W columns of moduli, u (n1, W), and of rows of such averages; see plan.h for the bands.
+// A block of W columns: its moduli u (n1, W), their averages, and rows of such averages; see plan.h for the bands.
 #pragma once
+#include "fft.h"
 #include "plan.h"
 #include "simd.h"
 
 namespace {
+
+// Transform W neighbouring columns in place, whose rows lie `step` apart, and take the moduli.
+template <int W, class T, class R> SC_INLINE void column_moduli(const Fft<T> &fft, Complex<R> *z, long step, R *u) {
+  inverse(fft, z, 1, step, W);
+  for (int r = 0; r < fft.n; r++)
+#pragma GCC unroll 8
+    for (int w = 0; w < W; w++) {
+      const Complex<R> &y = z[r * step + w];
+      u[r * W + w] = root(R(y.x * y.x + y.y * y.y));
+    }
+}
 
 // The sum of u[w] taps[w], a tap for each vector or for each of its points.
 template <int W, int points, class T, class R> SC_INLINE R weighted(const R *u, const T *taps) {
