@@ -82,8 +82,8 @@ class _Step:
     ----------
     call
         Its name.
-    X, U
-        The offsets of a spectrum and of a field; None where there is none.
+    source, deeper
+        The offsets of what is read, a spectrum or the extended field, and of the spectra that are made, if any.
     groups
         How many groups of signals are read.
     rows
@@ -93,8 +93,8 @@ class _Step:
     """
 
     call: str
-    X: int | None
-    U: int | None
+    source: int
+    deeper: int | None
     groups: int
     rows: NDArray[np.int32] | None
     plan: tuple[int, ...]
@@ -263,8 +263,8 @@ class Plan:
         return _aligned(2 * int(self._engine.half(self._grids[level])) * block.lanes * self._dtype.itemsize)
 
     def _at_once(self, level: int, n_filters: int, groups: int, block: _Block, threads: int) -> int:
-        """How many filters make fields at once, before paths go on from these."""
-        each = groups * (self._field_nbytes(level, block) + self._spectrum_nbytes(level, block))
+        """How many filters make spectra at once, before paths go on from these."""
+        each = groups * self._spectrum_nbytes(level, block)
         return max(1, min(n_filters, max(threads, _CACHE_NBYTES // each)))
 
     def _n_filters(self, path: tuple[int, ...], block: _Block) -> int:
@@ -292,15 +292,15 @@ class Plan:
 
     def _do(self, step: _Step, groups: int, base: int, use: int, out: int, common: tuple[int, ...]) -> int:
         """Call the engine for a step; it returns 0 unless memory is lacking."""
-        X, U = (None if offset is None else base + offset for offset in (step.X, step.U))
+        source, deeper = base + step.source, None if step.deeper is None else base + step.deeper
         target = (None, None) if step.rows is None else (out, step.rows.ctypes.data)
         arguments: tuple[int | None, ...]
         if step.call == "spectrum":
-            arguments = (U, X, groups, common[-1])
+            arguments = (source, deeper, groups, common[-1])
         elif step.call == "wavelet":
-            arguments = (X, groups, U, *target, *common)
+            arguments = (source, groups, deeper, *target, *common)
         else:
-            arguments = (U if step.call == "average" else X, groups, *target, *common)
+            arguments = (source, groups, *target, *common)
         failed: int = getattr(self._engine, step.call)(use, *step.plan, *arguments)
         return failed
 
@@ -313,9 +313,12 @@ class Plan:
             rows[0] = 0
             schedule = _Schedule([], field)
             if cascade.max_order:
-                schedule.steps.append(_Step("spectrum", field, 0, 1, None, (self._grids[0],)))
+                schedule.steps.append(_Step("spectrum", 0, field, 1, None, (self._grids[0],)))
                 schedule.nbytes += self._spectrum_nbytes(0, block)
-            schedule.steps.append(self._average(0, field if cascade.max_order else None, 0, 1, rows))
+            if cascade.max_order and self._tones[0] is not None:
+                schedule.steps.append(self._hear(0, field, 1, rows))
+            else:
+                schedule.steps.append(_Step("average", 0, None, 1, rows, (self._lowpasses[0],)))
             if cascade.max_order:
                 self._descend(schedule, field, 1, (), np.zeros(1, np.intp), block, threads, schedule.nbytes)
             schedule.workspace_nbytes = self._engine.rehearsed(
@@ -362,22 +365,17 @@ class Plan:
                     schedule.steps.append(_Step("wavelet", X, None, groups, rows, plan))
                     continue
                 some = groups * count
-                deeper = free + _aligned(some * self._field_nbytes(level, block))
-                end = deeper + _aligned(some * self._spectrum_nbytes(level, block))
+                end = free + _aligned(some * self._spectrum_nbytes(level, block))
                 schedule.nbytes = max(schedule.nbytes, end)
                 heard = self._tones[level] is not None
                 schedule.steps.append(_Step("wavelet", X, free, groups, None if heard else rows, plan))
-                schedule.steps.append(_Step("spectrum", deeper, free, some, None, (self._grids[level],)))
                 if heard:
-                    schedule.steps.append(self._average(level, deeper, free, some, rows))
-                self._descend(schedule, deeper, some, path, longer, block, threads, end)
+                    schedule.steps.append(self._hear(level, free, some, rows))
+                self._descend(schedule, free, some, path, longer, block, threads, end)
 
-    def _average(self, level: int, X: int | None, U: int, groups: int, rows: NDArray[np.int32]) -> _Step:
-        """The averages of signals, from their spectra if these are at hand and tones are the cheaper way."""
-        tones = self._tones[level]
-        if tones is None or X is None:
-            return _Step("average", None, U, groups, rows, (self._lowpasses[level],))
-        return _Step("hear", X, None, groups, rows, (tones,))
+    def _hear(self, level: int, X: int, groups: int, rows: NDArray[np.int32]) -> _Step:
+        """The averages of signals from their spectra."""
+        return _Step("hear", X, None, groups, rows, (self._tones[level],))
 
 
 def _trimmed(box: Box, truncation: float) -> Box:

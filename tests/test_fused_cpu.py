@@ -77,6 +77,8 @@ def lines(draw):
     if padding == "periodic":
         unit = 2 ** max(J, most)
         N = max(1, N // unit) * unit
+        if isinstance(T, float):
+            parameters["T"] = min(T, N)
     return Scattering1D, (J, N), parameters, {"max_order": max_order, "padding": padding, "wavelet": wavelet}
 
 

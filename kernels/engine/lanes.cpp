@@ -122,40 +122,103 @@ template <class T, int V> struct Signals {
     }
   }
 
+  // --- Forward transforms ---
+
+  // The forward transform is the inverse one between two exchanges of real and imaginary parts. Two real columns travel as
+  // one complex column; half of axis 0's frequencies remain, as rows.
+  struct Forth {
+    C *z = nullptr, *rows = nullptr, *row = nullptr;
+
+    static long pairs(const Grid<T> &grid) { return std::max(1, grid.width / 2); }
+    static size_t bytes(const Grid<T> &grid) {
+      return Space::bytes<C>(grid.n1 * pairs(grid)) + Space::bytes<C>((grid.n1 / 2 + 1) * pitch(grid)) + Space::bytes<C>(grid.n2);
+    }
+    Forth() = default;
+    Forth(const Grid<T> &grid, Space &space)
+        : z(space.take<C>(grid.n1 * pairs(grid))), rows(space.take<C>((grid.n1 / 2 + 1) * pitch(grid))),
+          row(space.take<C>(grid.n2)) {}
+
+    // Columns c, c + 1, … of a field: those of even place from `a` on, those of odd place from `b` on, if there are any.
+    void columns(const Grid<T> &grid, const R *a, const R *b, long step, int count, int c) {
+      const T h = T(0.5) / T(grid.points());
+      const int n1 = grid.n1;
+      for (int r = 0; r < n1; r++) {
+        C *p = z + long(grid.columns.place[r]) * count;
+        for (int w = 0; w < count; w++) p[w] = {b ? b[r * step + 2 * w] : R{}, a[r * step + 2 * w]};
+      }
+      inverse(grid.columns, z, 1, count, count);
+      for (int k = 0; k <= n1 / 2; k++) {
+        const C *p = z + long(k) * count, *q = z + long(k ? n1 - k : 0) * count;
+        C *to = rows + k * pitch(grid) + c;
+        for (int w = 0; w < count; w++) {  // of x + i y: X = (Z + Z*)/2, Y = (Z - Z*)/2i; Z = p.y + i p.x, Z* = q.y - i q.x
+          to[2 * w] = {h * (p[w].y + q[w].y), h * (p[w].x - q[w].x)};
+          if (b) to[2 * w + 1] = {h * (p[w].x + q[w].x), h * (q[w].y - p[w].y)};
+        }
+      }
+    }
+
+    // The other axis, and the frequencies at their places.
+    void finish(const Grid<T> &grid, C *to) {
+      const long n1 = grid.n1, n2 = grid.n2, n = grid.points();
+      for (long k = 0; k <= n1 / 2; k++) {
+        const C *from = rows + k * pitch(grid);
+        const T *turn = grid.turns.empty() ? nullptr : grid.turns.data() + 2 * k * n2;
+        for (long c = 0; c < n2; c++) {
+          const C x = from[c], y = turn ? turned(x, turn[2 * c], -turn[2 * c + 1]) : x;
+          row[grid.rows.place[c]] = {y.y, y.x};
+        }
+        inverse(grid.rows, row, n2, 1, 1);
+        if (!grid.line) {
+          for (long c = 0; c < n2; c++) to[k * n2 + c] = {row[c].y, row[c].x};
+          continue;
+        }
+        for (long c = 0; c < n2; c++) {
+          const long frequency = k + n1 * c;
+          if (2 * frequency <= n) to[frequency] = {row[c].y, row[c].x};
+          else to[n - frequency] = {row[c].y, -row[c].x};
+        }
+      }
+    }
+  };
+
   // --- The operations ---
 
   template <int W>
-  static void make_columns(const Grid<T> &grid, const Lowpass<T> *lowpass, C *z, int c, R *u, R *U, R *smooth) {
-    column_moduli<W>(grid.columns, z + c, pitch(grid), u);
-    if (U)
-      for (int r = 0; r < grid.n1; r++) std::memcpy(static_cast<void *>(U + long(r) * grid.n2 + c), u + r * W, sizeof(R) * W);
-    if (lowpass) take<W>(*lowpass, u, c, smooth);
+  static void make_columns(const Grid<T> &grid, const Lowpass<T> *lowpass, C *z, int c, R *u, Forth *forth, R *smooth) {
+    R *block = W == 1 ? u + c % 2 * grid.n1 : u;  // single columns wait for their partners
+    column_moduli<W>(grid.columns, z + c, pitch(grid), block);
+    if (lowpass) take<W>(*lowpass, block, c, smooth);
+    if (!forth) return;
+    if constexpr (W > 1) forth->columns(grid, u, u + 1, W, W / 2, c);
+    else if (c % 2) forth->columns(grid, u, block, 1, 1, c - 1);
+    else if (c + 1 == grid.n2) forth->columns(grid, u, nullptr, 1, 1, c);
   }
 
-  static int wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *U,
+  static int wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *Y,
                      const Target<T> *target, int threads) {
     const Grid<T> &grid = *bank->grid;
     if (!target) lowpass = nullptr;
-    const long n = grid.points(), half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0;
-    const long n_averages = lowpass ? lowpass->outputs() : 0;
-    const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<R>(long(grid.n1) * grid.width) +
-                         Space::bytes<R>(n_smooth) + Space::bytes<R>(n_averages);
+    const long half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0;
+    const long n_averages = lowpass ? lowpass->outputs() : 0, n_u = long(grid.n1) * std::max(2, grid.width);
+    const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<R>(n_u) + Space::bytes<R>(n_smooth) +
+                         Space::bytes<R>(n_averages) + (Y ? Forth::bytes(grid) : 0);
     return each(filters * groups, threads, bytes, [&](long job, Space &space) {
       const long group = job / filters, output = job % filters * groups + group;
       const Filter<T> &filter = bank->filters[first + job % filters];
       const C *from = reinterpret_cast<const C *>(X) + group * half;
-      R *kept = U ? reinterpret_cast<R *>(U) + output * n : nullptr;
       C *z = space.take<C>(grid.n1 * pitch(grid));
-      R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(n_smooth), *averages = space.take<R>(n_averages);
+      R *u = space.take<R>(n_u), *smooth = space.take<R>(n_smooth), *averages = space.take<R>(n_averages);
+      Forth on = Y ? Forth(grid, space) : Forth(), *forth = Y ? &on : nullptr;
       const int rows = int(std::max<long>(1, kCache / long(sizeof(C) * grid.n2)));
       for (int p = 0; p < grid.n1; p += rows) make_rows(grid, filter, bank->lanes, from, z, p, std::min(rows, grid.n1 - p));
       if (lowpass) begin(*lowpass, smooth);
       for (int c = 0; c < grid.n2; c += grid.width) switch (grid.width) {
-          case 8: make_columns<8>(grid, lowpass, z, c, u, kept, smooth); break;
-          case 4: make_columns<4>(grid, lowpass, z, c, u, kept, smooth); break;
-          case 2: make_columns<2>(grid, lowpass, z, c, u, kept, smooth); break;
-          default: make_columns<1>(grid, lowpass, z, c, u, kept, smooth);
+          case 8: make_columns<8>(grid, lowpass, z, c, u, forth, smooth); break;
+          case 4: make_columns<4>(grid, lowpass, z, c, u, forth, smooth); break;
+          case 2: make_columns<2>(grid, lowpass, z, c, u, forth, smooth); break;
+          default: make_columns<1>(grid, lowpass, z, c, u, forth, smooth);
         }
+      if (forth) forth->finish(grid, reinterpret_cast<C *>(Y) + output * grid.half());
       if (lowpass) finish(*lowpass, smooth, averages, *target, output);
     });
   }
@@ -202,54 +265,14 @@ template <class T, int V> struct Signals {
     });
   }
 
-  // The forward transform is the inverse one between two exchanges of real and imaginary parts. Two real columns travel as
-  // one complex column; half of axis 0's frequencies remain.
   static int spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, int threads) {
     const Grid<T> &grid = *plan;
-    const int n1 = grid.n1, n2 = grid.n2, half = n1 / 2 + 1, pairs = (n2 + 1) / 2, W = std::max(1, grid.width / 2);
-    const long step = pitch(grid);
-    const size_t bytes = Space::bytes<C>(long(n1) * W) + Space::bytes<C>(half * step) + Space::bytes<C>(n2);
-    const T scale = T(1) / T(grid.points());
-    return each(groups, threads, bytes, [&](long g, Space &space) {
+    const int n2 = grid.n2, W = int(2 * Forth::pairs(grid));
+    return each(groups, threads, Forth::bytes(grid), [&](long g, Space &space) {
       const R *from = reinterpret_cast<const R *>(field) + g * grid.points();
-      C *to = reinterpret_cast<C *>(X) + g * grid.half();
-      C *z = space.take<C>(long(n1) * W), *rows = space.take<C>(half * step), *row = space.take<C>(n2);
-      const T h = T(0.5) * scale;
-      for (int pair = 0; pair < pairs; pair += W) {
-        const int count = std::min(W, pairs - pair);
-        for (int r = 0; r < n1; r++) {
-          C *p = z + long(grid.columns.place[r]) * W;
-          const R *q = from + long(r) * n2 + 2 * pair;
-          for (int w = 0; w < count; w++) p[w] = {2 * (pair + w) + 1 < n2 ? q[2 * w + 1] : R{}, q[2 * w]};
-        }
-        inverse(grid.columns, z, 1, W, count);
-        for (int k = 0; k < half; k++) {
-          const C *a = z + long(k) * W, *b = z + long(k ? n1 - k : 0) * W;
-          for (int w = 0; w < count; w++) {  // of x + i y: X = (Z + Z*)/2, Y = (Z - Z*)/2i; Z = a.y + i a.x, Z* = b.y - i b.x
-            const int c = 2 * (pair + w);
-            rows[k * step + c] = {h * (a[w].y + b[w].y), h * (a[w].x - b[w].x)};
-            if (c + 1 < n2) rows[k * step + c + 1] = {h * (a[w].x + b[w].x), h * (b[w].y - a[w].y)};
-          }
-        }
-      }
-      for (int k = 0; k < half; k++) {
-        const T *turn = grid.turns.empty() ? nullptr : grid.turns.data() + 2l * k * n2;
-        for (int c = 0; c < n2; c++) {
-          const C x = rows[k * step + c], y = turn ? turned(x, turn[2 * c], -turn[2 * c + 1]) : x;
-          row[grid.rows.place[c]] = {y.y, y.x};
-        }
-        inverse(grid.rows, row, n2, 1, 1);
-        if (!grid.line) {
-          for (int c = 0; c < n2; c++) to[long(k) * n2 + c] = {row[c].y, row[c].x};
-          continue;
-        }
-        const long n = grid.points();
-        for (int c = 0; c < n2; c++) {
-          const long frequency = k + long(n1) * c;
-          if (2 * frequency <= n) to[frequency] = {row[c].y, row[c].x};
-          else to[n - frequency] = {row[c].y, -row[c].x};
-        }
-      }
+      Forth forth(grid, space);
+      for (int c = 0; c < n2; c += W) forth.columns(grid, from + c, c + 1 < n2 ? from + c + 1 : nullptr, n2, W / 2, c);
+      forth.finish(grid, reinterpret_cast<C *>(X) + g * grid.half());
     });
   }
 

@@ -29,8 +29,9 @@ template <class T> struct Operations {
   int (*extend)(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
                 const int32_t *columns, T *U);
   int (*spectrum)(const Grid<T> *grid, const T *U, T *X, int64_t groups, int threads);
-  // |x * psi| of filters first + f and groups g, as output group f * groups + g; kept in U and averaged into target, if given
-  int (*wavelet)(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *U,
+  // |x * psi| of filters first + f and groups g, as output group f * groups + g: their spectra to Y and their averages to
+  // target, if given.
+  int (*wavelet)(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *Y,
                  const Target<T> *target, int threads);
   int (*average)(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, int threads);
   // The same averages of lines, from their spectra.

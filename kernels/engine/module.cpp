@@ -154,10 +154,12 @@ int sc_possible(int n) { return Fft<float>::possible(n); }
     return operations(use, T()).spectrum(static_cast<const Grid<T> *>(grid), U, spectrum, groups, threads);                   \
   }                                                                                                                           \
   int sc_wavelet_##X(int use, const void *bank, int first, int filters, const void *lowpass, const T *spectrum,               \
-                     int64_t groups, T *U, T *out, const int32_t *rows, const T *scale, int64_t paths, int images, int present, int threads) {              \
+                     int64_t groups, T *deeper, T *out, const int32_t *rows, const T *scale, int64_t paths, int images,   \
+                     int present, int threads) {                                                                              \
     const Target<T> target{out, rows, scale, paths, images, present};                                                         \
     return operations(use, T()).wavelet(static_cast<const Bank<T> *>(bank), first, filters,                                   \
-                                        static_cast<const Lowpass<T> *>(lowpass), spectrum, groups, U, out ? &target : nullptr, threads);                               \
+                                        static_cast<const Lowpass<T> *>(lowpass), spectrum, groups, deeper, out ? &target : nullptr, \
+                                        threads);                                                                             \
   }                                                                                                                           \
   int sc_average_##X(int use, const void *lowpass, const T *U, int64_t groups, T *out, const int32_t *rows, const T *scale,   \
                      int64_t paths, int images, int present, int threads) {                                                   \

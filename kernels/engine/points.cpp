@@ -186,42 +186,131 @@ template <class T, int V> struct Points {
     }
   }
 
+  // --- Forward transforms ---
+
+  // Points (u2 .. u2 + V - 1, k1 in the lanes) of a strip, real and imaginary parts exchanged, to where axis 1 wants them.
+  SC_INLINE void put(const Grid<T> &grid, C *line, int strip, int u2, const R *re, const R *im) {
+    for (int i = 0; i < V && u2 + i < grid.n2; i++) {
+      C a = {re[i], im[i]};
+      if (!grid.turns.empty()) a = turned_point<true>(grid, a, strip, u2 + i);
+      line[grid.rows.place[u2 + i]] = {a.y, a.x};
+    }
+  }
+
+  // Two real vectors of columns travel as one complex vector through axis 0; its half of frequencies goes to the lanes.
+  struct Forth {
+    C *z = nullptr, *lines = nullptr;  // (n1), and (halves, u2)
+
+    static int halves(const Grid<T> &grid) { return (grid.n1 / 2 + V) / V; }  // vectors of k1 = 0 .. n1/2
+    static long step(const Grid<T> &grid) { return grid.stride | 1; }
+    static size_t bytes(const Grid<T> &grid) { return Space::bytes<C>(grid.n1) + Space::bytes<C>(halves(grid) * step(grid)); }
+    Forth() = default;
+    Forth(const Grid<T> &grid, Space &space) : z(space.take<C>(grid.n1)), lines(space.take<C>(halves(grid) * step(grid))) {}
+
+    // Vectors of columns c, at `a`, and c + 1, at `b` if there is one; rows lie `stride` vectors apart.
+    void columns(const Grid<T> &grid, const R *a, const R *b, long stride, long c) {
+      const T h = T(0.5) / T(grid.points());
+      const int n1 = grid.n1;
+      for (int r = 0; r < n1; r++) z[grid.columns.place[r]] = {b ? b[r * stride] : R{}, a[r * stride]};
+      inverse(grid.columns, z, n1, 1, 1);
+      for (int strip = 0; strip < halves(grid); strip++) {
+        R re[V], im[V], re2[V], im2[V];
+        for (int i = 0; i < V; i++) {  // of x + i y: X = (Z + Z*)/2, Y = (Z - Z*)/2i; Z = p.y + i p.x, Z* = q.y - i q.x
+          const int k = strip * V + i;
+          if (k >= n1) { re[i] = im[i] = re2[i] = im2[i] = R{}; continue; }
+          const C p = z[k], q = z[k ? n1 - k : 0];
+          re[i] = h * (p.y + q.y);
+          im[i] = h * (p.x - q.x);
+          re2[i] = h * (p.x + q.x);
+          im2[i] = h * (q.y - p.y);
+        }
+        transpose<T, V>(re);
+        transpose<T, V>(im);
+        put(grid, lines + strip * step(grid), strip, int(c) * V, re, im);
+        if (!b) continue;
+        transpose<T, V>(re2);
+        transpose<T, V>(im2);
+        put(grid, lines + strip * step(grid), strip, int(c + 1) * V, re2, im2);
+      }
+    }
+
+    // The other axis, and the frequencies at their places in the two planes.
+    void finish(const Grid<T> &grid, T *real) {
+      const int n1 = grid.n1, n2 = grid.n2;
+      const long half = grid.half(), n = grid.points(), pitch = long(halves(grid)) * V;
+      const long end = V + (grid.line ? n / 2 + 1 : n2 * pitch);
+      T *imag = real + half;
+      for (T *plane : {real, imag}) {  // what is read with weights of zero must be numbers
+        std::memset(plane, 0, sizeof(T) * V);
+        std::memset(plane + end, 0, sizeof(T) * (half - end));
+      }
+      for (int strip = 0; strip < halves(grid); strip++) {
+        C *line = lines + strip * step(grid);
+        inverse(grid.rows, line, n2, 1, 1);
+        for (int k2 = 0; k2 < n2; k2++) {
+          const R re = line[k2].y, im = line[k2].x;
+          if (grid.line && n1 % V) {  // lanes behind n1 must not be written
+            for (int i = 0; i < V && strip * V + i < n1; i++) {
+              const long k = strip * V + i + long(n1) * k2, mirror = 2 * k > n;
+              real[V + (mirror ? n - k : k)] = re[i];
+              imag[V + (mirror ? n - k : k)] = mirror ? -im[i] : im[i];
+            }
+            continue;
+          }
+          const long k = grid.line ? strip * V + long(n1) * k2 : k2 * pitch + strip * V;
+          if (!grid.line || 2 * k <= n) {
+            store(real + V + k, re);
+            store(imag + V + k, im);
+          }
+          if (grid.line && 2 * (k + V - 1) > n) {  // the mirrored conjugates of frequencies beyond n/2
+            store(real + 1 + n - k, reversed<T, V>(re));
+            store(imag + 1 + n - k, -reversed<T, V>(im));
+          }
+        }
+      }
+    }
+  };
+
   // --- The operations ---
 
   template <int W>
-  static void make_columns(const Grid<T> &grid, const Lowpass<T> *lowpass, C *z, int c, R *u, R *U, R *smooth) {
-    column_moduli<W>(grid.columns, z + c, pitch(grid), u);
-    if (U)
-      for (int r = 0; r < grid.n1; r++)
-        for (int w = 0; w < W; w++) U[r * vectors(grid) + c + w] = u[r * W + w];
-    if (lowpass) take<W>(*lowpass, u, c, smooth);
+  static void make_columns(const Grid<T> &grid, const Lowpass<T> *lowpass, C *z, int c, R *u, Forth *forth, R *smooth) {
+    R *block = W == 1 ? u + c % 2 * grid.n1 : u;  // single columns wait for their partners
+    column_moduli<W>(grid.columns, z + c, pitch(grid), block);
+    if (lowpass) take<W>(*lowpass, block, c, smooth);
+    if (!forth) return;
+    if constexpr (W > 1)
+      for (int w = 0; w < W; w += 2) forth->columns(grid, u + w, u + w + 1, W, c + w);
+    else if (c % 2) forth->columns(grid, u, block, 1, c - 1);
+    else if (c + 1 == vectors(grid)) forth->columns(grid, u, nullptr, 1, c);
   }
 
-  static int wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *U,
+  static int wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *Y,
                      const Target<T> *target, int threads) {
     const Grid<T> &grid = *bank->grid;
     if (!target) lowpass = nullptr;
-    const long half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0;
+    const long half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0, n_u = long(grid.n1) * std::max(2, grid.width);
     const long n_turned = lowpass ? turned_size(*lowpass) : 0, n_averages = lowpass ? averages_size(*lowpass) : 0;
-    const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<C>(grid.n2) +
-                         Space::bytes<R>(long(grid.n1) * grid.width) + Space::bytes<R>(n_smooth) + Space::bytes<R>(n_turned) +
-                         Space::bytes<R>(n_averages);
+    const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<C>(grid.n2) + Space::bytes<R>(n_u) +
+                         Space::bytes<R>(n_smooth) + Space::bytes<R>(n_turned) + Space::bytes<R>(n_averages) +
+                         (Y ? Forth::bytes(grid) : 0);
     return each(filters * groups, threads, bytes, [&](long job, Space &space) {
       const long group = job / filters, output = job % filters * groups + group;
       const Filter<T> &filter = bank->filters[first + job % filters];
       const T *real = X + group * 2 * half, *imag = real + half;
-      R *kept = U ? reinterpret_cast<R *>(U) + output * (grid.field() / V) : nullptr;
       C *z = space.take<C>(grid.n1 * pitch(grid)), *line = space.take<C>(grid.n2);
-      R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(n_smooth);
+      R *u = space.take<R>(n_u), *smooth = space.take<R>(n_smooth);
       R *turned = space.take<R>(n_turned), *averages = space.take<R>(n_averages);
+      Forth on = Y ? Forth(grid, space) : Forth(), *forth = Y ? &on : nullptr;
       for (int strip = 0; strip < strips(grid); strip++) make_strip(grid, filter, strip, real, imag, line, z);
       if (lowpass) begin(*lowpass, smooth);
       for (int c = 0; c < vectors(grid); c += grid.width) switch (grid.width) {
-          case 8: make_columns<8>(grid, lowpass, z, c, u, kept, smooth); break;
-          case 4: make_columns<4>(grid, lowpass, z, c, u, kept, smooth); break;
-          case 2: make_columns<2>(grid, lowpass, z, c, u, kept, smooth); break;
-          default: make_columns<1>(grid, lowpass, z, c, u, kept, smooth);
+          case 8: make_columns<8>(grid, lowpass, z, c, u, forth, smooth); break;
+          case 4: make_columns<4>(grid, lowpass, z, c, u, forth, smooth); break;
+          case 2: make_columns<2>(grid, lowpass, z, c, u, forth, smooth); break;
+          default: make_columns<1>(grid, lowpass, z, c, u, forth, smooth);
         }
+      if (forth) forth->finish(grid, Y + output * 2 * grid.half());
       if (lowpass) finish(*lowpass, smooth, turned, averages, *target, output);
     });
   }
@@ -272,80 +361,16 @@ template <class T, int V> struct Points {
     });
   }
 
-  // Two real vectors of columns travel as one complex vector through axis 0; its half of frequencies goes to the lanes.
   static int spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, int threads) {
     const Grid<T> &grid = *plan;
-    const int n1 = grid.n1, n2 = grid.n2, halves = (n1 / 2 + V) / V;  // vectors of k1 = 0 .. n1/2
-    const long columns = vectors(grid), half = grid.half(), step = grid.stride | 1;
-    const size_t bytes = Space::bytes<C>(n1) + Space::bytes<C>(halves * step);
-    const T h = T(0.5) / T(grid.points());
-    return each(groups, threads, bytes, [&](long g, Space &space) {
+    const long columns = vectors(grid);
+    return each(groups, threads, Forth::bytes(grid), [&](long g, Space &space) {
       const R *from = reinterpret_cast<const R *>(field) + g * (grid.field() / V);
-      T *real = X + g * 2 * half, *imag = real + half;
-      C *z = space.take<C>(n1), *lines = space.take<C>(halves * step);  // lines (halves, u2)
-      for (long c = 0; c < columns; c += 2) {
-        const bool two = c + 1 < columns;
-        for (int r = 0; r < n1; r++) z[grid.columns.place[r]] = {two ? from[r * columns + c + 1] : R{}, from[r * columns + c]};
-        inverse(grid.columns, z, n1, 1, 1);
-        for (int strip = 0; strip < halves; strip++) {
-          R re[V], im[V], re2[V], im2[V];
-          for (int i = 0; i < V; i++) {  // of x + i y: X = (Z + Z*)/2, Y = (Z - Z*)/2i; Z = a.y + i a.x, Z* = b.y - i b.x
-            const int k = strip * V + i;
-            if (k >= n1) { re[i] = im[i] = re2[i] = im2[i] = R{}; continue; }
-            const C a = z[k], b = z[k ? n1 - k : 0];
-            re[i] = h * (a.y + b.y);
-            im[i] = h * (a.x - b.x);
-            re2[i] = h * (a.x + b.x);
-            im2[i] = h * (b.y - a.y);
-          }
-          transpose<T, V>(re);
-          transpose<T, V>(im);
-          put(grid, lines + strip * step, strip, int(c) * V, re, im);
-          if (!two) continue;
-          transpose<T, V>(re2);
-          transpose<T, V>(im2);
-          put(grid, lines + strip * step, strip, int(c + 1) * V, re2, im2);
-        }
-      }
-      const long n = grid.points(), pitch = long(halves) * V, end = V + (grid.line ? n / 2 + 1 : n2 * pitch);
-      for (T *plane : {real, imag}) {  // what is read with weights of zero must be numbers
-        std::memset(plane, 0, sizeof(T) * V);
-        std::memset(plane + end, 0, sizeof(T) * (half - end));
-      }
-      for (int strip = 0; strip < halves; strip++) {
-        C *line = lines + strip * step;
-        inverse(grid.rows, line, n2, 1, 1);
-        for (int k2 = 0; k2 < n2; k2++) {
-          const R re = line[k2].y, im = line[k2].x;
-          if (grid.line && n1 % V) {  // lanes behind n1 must not be written
-            for (int i = 0; i < V && strip * V + i < n1; i++) {
-              const long k = strip * V + i + long(n1) * k2, mirror = 2 * k > n;
-              real[V + (mirror ? n - k : k)] = re[i];
-              imag[V + (mirror ? n - k : k)] = mirror ? -im[i] : im[i];
-            }
-            continue;
-          }
-          const long k = grid.line ? strip * V + long(n1) * k2 : k2 * pitch + strip * V;
-          if (!grid.line || 2 * k <= n) {
-            store(real + V + k, re);
-            store(imag + V + k, im);
-          }
-          if (grid.line && 2 * (k + V - 1) > n) {  // the mirrored conjugates of frequencies beyond n/2
-            store(real + 1 + n - k, reversed<T, V>(re));
-            store(imag + 1 + n - k, -reversed<T, V>(im));
-          }
-        }
-      }
+      Forth forth(grid, space);
+      for (long c = 0; c < columns; c += 2)
+        forth.columns(grid, from + c, c + 1 < columns ? from + c + 1 : nullptr, columns, c);
+      forth.finish(grid, X + g * 2 * grid.half());
     });
-  }
-
-  // Points (u2 .. u2 + V - 1, k1 in the lanes) of a strip, real and imaginary parts exchanged, to where axis 1 wants them.
-  SC_INLINE void put(const Grid<T> &grid, C *line, int strip, int u2, const R *re, const R *im) {
-    for (int i = 0; i < V && u2 + i < grid.n2; i++) {
-      C a = {re[i], im[i]};
-      if (!grid.turns.empty()) a = turned_point<true>(grid, a, strip, u2 + i);
-      line[grid.rows.place[u2 + i]] = {a.y, a.x};
-    }
   }
 
   static int extend(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
