@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,12 +145,19 @@ class Plan:
 
     def __call__(self, batch: NDArray[Any], out: NDArray[Any], threads: int) -> None:
         """Fill ``out`` (B, n_paths, samples kept) from a batch of finite arrays."""
-        blocks = list(self._blocks(len(batch)))
-        outer = threads if len(blocks) >= 2 * threads else 1  # images in parallel, or the filters of each
+        blocks, outer, inner = self._shares(len(batch), threads)
+        nbytes = max((self._schedule(block, inner).nbytes for _, block in blocks[:1] + blocks[-1:]), default=0)
+        memories = SimpleQueue[NDArray[np.uint8]]()
+        for _ in range(outer):
+            memories.put(np.empty(nbytes + _ALIGNMENT, np.uint8))
 
         def run(start: int, block: _Block) -> None:
             part = slice(start, start + block.present)
-            self._scatter(np.ascontiguousarray(batch[part], dtype=self._dtype), out[part], block, threads // outer)
+            images, memory = np.ascontiguousarray(batch[part], dtype=self._dtype), memories.get()
+            try:
+                self._scatter(images, out[part], block, inner, memory)
+            finally:
+                memories.put(memory)
 
         if outer > 1:
             with ThreadPoolExecutor(outer) as pool:
@@ -161,10 +169,15 @@ class Plan:
 
     def nbytes(self, batch: int, threads: int = 1) -> int:
         """Project the peak bytes of a call: the arrays between operations, and a workspace for each thread."""
-        blocks = list(self._blocks(batch))
-        outer = threads if len(blocks) >= 2 * threads else 1
-        schedules = [self._schedule(block, threads // outer) for _, block in blocks[:1] + blocks[-1:]]
+        blocks, outer, inner = self._shares(batch, threads)
+        schedules = [self._schedule(block, inner) for _, block in blocks[:1] + blocks[-1:]]
         return max((outer * each.nbytes + threads * each.workspace_nbytes for each in schedules), default=0)
+
+    def _shares(self, batch: int, threads: int) -> tuple[list[tuple[int, _Block]], int, int]:
+        """The blocks of a batch, how many of them work at once, and the threads of each."""
+        blocks = list(self._blocks(batch))
+        outer = threads if len(blocks) >= 2 * threads else 1  # images in parallel, or the filters of each
+        return blocks, outer, threads // outer
 
     def averaging(self) -> float:
         """Return the operations that averages take, relative to those of the wavelet transforms."""
@@ -272,12 +285,13 @@ class Plan:
         n_filters = len(self._cascade._bank(path))
         return block.groups(n_filters) if len(path) == 1 else n_filters
 
-    def _scatter(self, images: NDArray[Any], out: NDArray[Any], block: _Block, threads: int) -> None:
+    def _scatter(
+        self, images: NDArray[Any], out: NDArray[Any], block: _Block, threads: int, memory: NDArray[np.uint8]
+    ) -> None:
         """Fill the coefficients (present, n_paths, …) of the images of a block."""
         engine, schedule = self._engine, self._schedule(block, threads)
         unit = units(images)
         scale = 1 / unit
-        memory = np.empty(schedule.nbytes + _ALIGNMENT, dtype=np.uint8)
         base = memory.ctypes.data + -memory.ctypes.data % _ALIGNMENT
         engine.extend(
             *(block.use, self._grids[0], images.ctypes.data, scale.ctypes.data, block.images, block.present),

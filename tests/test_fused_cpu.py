@@ -1,6 +1,7 @@
 """The compiled engine against the portable primitives, bit for bit against itself, and what surrounds it."""
 
 import copy
+import ctypes
 import json
 import math
 import multiprocessing
@@ -450,7 +451,7 @@ def test_a_folder_without_libraries_is_no_error(tmp_path):
 )
 def test_projected_memory_is_what_becomes_resident(transform, J, shape, batch, parameters, threads):
     script = """
-import json, sys
+import ctypes, json, sys
 import numpy as np
 from scattercube.kernels import scattering
 
@@ -461,18 +462,19 @@ transform, J, shape, batch, parameters, threads = json.loads(sys.argv[1])
 S = getattr(scattering, transform)(J, tuple(shape), **parameters)
 x = np.random.default_rng(0).standard_normal((batch, *shape)).astype(S.dtype)
 S(x, threads=threads)
+ctypes.CDLL(None).malloc_trim(0)  # holes that imports left would be taken unseen
 open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
 before = status("VmRSS")
 y = S(x, threads=threads)
 print(status("VmHWM") - before, S.nbytes(batch, threads=threads))
 """
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("/proc tells how much memory is resident, and is not here")
+    if not Path("/proc/self/clear_refs").exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("Linux's /proc tells how much memory is resident, and glibc gives it back; they are not here")
     # What is freed goes back to the system at once, and is not taken again unseen.
     malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     work = json.dumps((transform, J, shape, batch, parameters, threads))
     grown, projected = map(int, run(script, work, **malloc).split())
-    assert grown == pytest.approx(projected, rel=0.2, abs=768 << 10)  # pages that small works never touch
+    assert grown == pytest.approx(projected, rel=0.2, abs=384 << 10)  # pages that small works never touch
 
 
 @compiled
