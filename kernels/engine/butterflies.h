@@ -1,11 +1,14 @@
 // Inverse discrete Fourier transforms of a few points in registers, one source for CPU lanes and for CUDA.
 //
 // A complex number is any type C with members x and y (a float, a double or a vector of either) and C{x, y}. `Dft<R>::go`
-// replaces v[0..R-1] by y[k] = sum_m v[m] exp(+2 pi i k m / R), in natural order. R is 2, 3, 4, 5, 8, 9, 16 or an odd prime.
+// reads its input v[m] as get(m) and writes y[k] = sum_m v[m] exp(+2 pi i k m / R) as put(k, y[k]), each once, the first as late
+// and the second as early as it can, so that few registers are taken. All is read before anything is written. R is 2, 4, an odd
+// prime or a product further down.
 #pragma once
 
 #ifndef SC_INLINE
 #define SC_INLINE static inline __attribute__((always_inline))
+#define SC_LAMBDA __attribute__((always_inline))
 #endif
 
 template <class C> SC_INLINE C add(C a, C b) { return {a.x + b.x, a.y + b.y}; }
@@ -38,17 +41,19 @@ template <class T, int R> struct Roots {
 
 // An odd prime: the sums and differences of v[m] and v[R-m] enter R/2 cosine and R/2 sine sums.
 template <class T, int R> struct Dft {
-  template <class C> SC_INLINE void go(C *v) {
+  template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) {
     constexpr Roots<T, R> root{};
     constexpr int H = R / 2;
-    C plus[H], minus[H], zero = v[0], total = v[0];
+    const C zero = get(0);
+    C plus[H], minus[H], total = zero;
 #pragma GCC unroll 16
     for (int m = 0; m < H; m++) {
-      plus[m] = add(v[m + 1], v[R - 1 - m]);
-      minus[m] = sub(v[m + 1], v[R - 1 - m]);
+      const C a = get(m + 1), b = get(R - 1 - m);
+      plus[m] = add(a, b);
+      minus[m] = sub(a, b);
       total = add(total, plus[m]);
     }
-    v[0] = total;
+    put(0, total);
 #pragma GCC unroll 16
     for (int k = 1; k <= H; k++) {
       C even = zero, odd = {minus[0].x * root.s[k], minus[0].y * root.s[k]};
@@ -64,71 +69,82 @@ template <class T, int R> struct Dft {
         }
       }
       odd = times_i(odd);
-      v[k] = add(even, odd);
-      v[R - k] = sub(even, odd);
+      put(k, add(even, odd));
+      put(R - k, sub(even, odd));
     }
   }
 };
 
 template <class T> struct Dft<T, 2> {
-  template <class C> SC_INLINE void go(C *v) {
-    const C a = v[0];
-    v[0] = add(a, v[1]);
-    v[1] = sub(a, v[1]);
+  template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) {
+    const C a = get(0), b = get(1);
+    put(0, add(a, b));
+    put(1, sub(a, b));
   }
 };
 
 template <class T> struct Dft<T, 4> {
-  template <class C> SC_INLINE void go(C *v) {
-    const C a = add(v[0], v[2]), b = sub(v[0], v[2]), c = add(v[1], v[3]), d = times_i(sub(v[1], v[3]));
-    v[0] = add(a, c);
-    v[2] = sub(a, c);
-    v[1] = add(b, d);
-    v[3] = sub(b, d);
+  template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) {
+    const C v0 = get(0), v2 = get(2), a = add(v0, v2), b = sub(v0, v2);
+    const C v1 = get(1), v3 = get(3), c = add(v1, v3), d = times_i(sub(v1, v3));
+    put(0, add(a, c));
+    put(2, sub(a, c));
+    put(1, add(b, d));
+    put(3, sub(b, d));
   }
 };
 
-template <class T> struct Dft<T, 8> {
-  template <class C> SC_INLINE void go(C *v) {
-    const T h = T(0.70710678118654752440);
-    C even[4] = {v[0], v[2], v[4], v[6]}, odd[4] = {v[1], v[3], v[5], v[7]};
-    Dft<T, 4>::go(even);
-    Dft<T, 4>::go(odd);
-    const C w1 = {h * (odd[1].x - odd[1].y), h * (odd[1].x + odd[1].y)};
-    const C w2 = times_i(odd[2]);
-    const C w3 = {-h * (odd[3].x + odd[3].y), h * (odd[3].x - odd[3].y)};
-    v[0] = add(even[0], odd[0]);
-    v[4] = sub(even[0], odd[0]);
-    v[1] = add(even[1], w1);
-    v[5] = sub(even[1], w1);
-    v[2] = add(even[2], w2);
-    v[6] = sub(even[2], w2);
-    v[3] = add(even[3], w3);
-    v[7] = sub(even[3], w3);
-  }
-};
+// a times exp(2 pi i k / R)
+template <class T, int R, class C> SC_INLINE C rooted(C a, int k) {
+  constexpr Roots<T, R> root{};
+  const T h = T(0.70710678118654752440);
+  if (k == 0) return a;
+  if (4 * k == R) return times_i(a);
+  if (8 * k == R) return {h * (a.x - a.y), h * (a.x + a.y)};
+  if (8 * k == 3 * R) return {-h * (a.x + a.y), h * (a.x - a.y)};
+  return turned(a, root.c[k], root.s[k]);
+}
 
 // R = A B: B transforms of A points, turns, A transforms of B points.
 template <class T, int A, int B> struct Product {
-  template <class C> SC_INLINE void go(C *v) {
-    constexpr Roots<T, A * B> root{};
+  template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) {
     C y[A * B];
 #pragma GCC unroll 16
-    for (int b = 0; b < B; b++) {
-      C u[A];
+    for (int b = 0; b < B; b++)
+      Dft<T, A>::template go<C>([&](int a) SC_LAMBDA { return get(a * B + b); },
+                                [&](int k, C u) SC_LAMBDA { y[k * B + b] = rooted<T, A * B>(u, k * b); });
 #pragma GCC unroll 16
-      for (int a = 0; a < A; a++) u[a] = v[a * B + b];
-      Dft<T, A>::go(u);
-#pragma GCC unroll 16
-      for (int k = 0; k < A; k++) y[k * B + b] = k && b ? turned(u[k], root.c[k * b % (A * B)], root.s[k * b % (A * B)]) : u[k];
-    }
-#pragma GCC unroll 16
-    for (int k = 0; k < A; k++) {
-      Dft<T, B>::go(y + k * B);
-#pragma GCC unroll 16
-      for (int b = 0; b < B; b++) v[k + A * b] = y[k * B + b];
-    }
+    for (int k = 0; k < A; k++)
+      Dft<T, B>::template go<C>([&](int b) SC_LAMBDA { return y[k * B + b]; },
+                                [&](int b, C u) SC_LAMBDA { put(k + A * b, u); });
   }
 };
+template <class T> struct Dft<T, 8> : Product<T, 2, 4> {};
 template <class T> struct Dft<T, 9> : Product<T, 3, 3> {};
 template <class T> struct Dft<T, 16> : Product<T, 4, 4> {};
+
+// A multiple of B, one more than one of A.
+constexpr int unit(int A, int B) {
+  int k = B;
+  while (k % A != 1) k += B;
+  return k;
+}
+
+// R = A B without a common factor: where v[(B a + A b) mod R] stands at (a, b), and y[k] at (k mod A, k mod B), there are no turns.
+template <class T, int A, int B> struct Coprime {
+  template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) {
+    constexpr int R = A * B, of_a = unit(A, B), of_b = unit(B, A);
+    C y[R];
+#pragma GCC unroll 16
+    for (int b = 0; b < B; b++)
+      Dft<T, A>::template go<C>([&](int a) SC_LAMBDA { return get((B * a + A * b) % R); },
+                                [&](int k, C u) SC_LAMBDA { y[k * B + b] = u; });
+#pragma GCC unroll 16
+    for (int k = 0; k < A; k++)
+      Dft<T, B>::template go<C>([&](int b) SC_LAMBDA { return y[k * B + b]; },
+                                [&](int b, C u) SC_LAMBDA { put((k * of_a + b * of_b) % R, u); });
+  }
+};
+template <class T> struct Dft<T, 6> : Coprime<T, 2, 3> {};
+template <class T> struct Dft<T, 10> : Coprime<T, 5, 2> {};
+template <class T> struct Dft<T, 12> : Coprime<T, 3, 4> {};

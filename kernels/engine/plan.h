@@ -10,7 +10,7 @@ template <class T> struct Fft {
   std::vector<int> radix;
   std::vector<int> place;        // where input k goes before the first pass
   std::vector<int> source;       // which input stands there: the inverse
-  std::vector<T> turns;          // per pass but the first: (j, m = 1 .. R-1) -> cos, sin of 2 pi j m / (block R)
+  std::vector<T> turns;          // per pass: (j = 1 .. block-1, m = 1 .. R-1) -> cos, sin of 2 pi j m / (block R)
   std::vector<size_t> first;     // where the turns of each pass start
   explicit Fft(int n);
   static bool possible(int n);
