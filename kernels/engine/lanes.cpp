@@ -25,7 +25,7 @@ template <class T, int V> struct Signals {
     const C *from = X + run.from;
     const T sign = run.conjugate ? T(-1) : T(1);
     for (int i = 0; i < run.length; i++, from += run.step, w += lanes) {
-      C &z = to[place[i]];
+      C &z = to[place[i * run.skip]];
       if constexpr (lanes == 1) {
         const T a = *w, b = sign * a;
         z = more ? C{z.x + a * from->x, z.y + b * from->y} : C{a * from->x, b * from->y};
@@ -89,9 +89,9 @@ template <class T, int V> struct Signals {
   }
 
   template <int W> SC_INLINE void take(const Lowpass<T> &lowpass, const R *u, int c, R *smooth) {
-    if (lowpass.moments) take_moments<W, W>(lowpass, u, c / W, smooth);
-    else if (lowpass.grid->line) smooth_line<W, 1>(lowpass, u, c / W, smooth);
-    else smooth_columns<W>(lowpass.axes[0], u, c, lowpass.grid->n2, smooth);
+    if (!lowpass.grid->line) return smooth_columns<W>(lowpass.axes[0], u, c, lowpass.grid->n2, smooth);
+    if constexpr (W % 3)  // of a line
+      lowpass.moments ? take_moments<W, W>(lowpass, u, c / W, smooth) : smooth_line<W, 1>(lowpass, u, c / W, smooth);
   }
 
   static void begin(const Lowpass<T> &lowpass, R *smooth) {
@@ -101,14 +101,14 @@ template <class T, int V> struct Signals {
   static void finish(const Lowpass<T> &lowpass, R *smooth, R *averages, const Target<T> &target, long group) {
     const R *result = smooth;
     if (lowpass.moments) {
-      smooth_rows<1>(lowpass.axes[0], smooth, averages);
+      smooth_rows<1>(lowpass.axes[0], smooth, 0, averages);
       result = averages;
     } else if (!lowpass.grid->line) {
       const Matrix<T> &matrix = lowpass.axes[1];
       const int m1 = lowpass.axes[0].outputs;
       int o = 0;
-      for (; o + 4 <= m1; o += 4) smooth_rows<4>(matrix, smooth + long(o) * matrix.n, averages + long(o) * matrix.outputs);
-      for (; o < m1; o++) smooth_rows<1>(matrix, smooth + long(o) * matrix.n, averages + long(o) * matrix.outputs);
+      for (; o + 4 <= m1; o += 4) smooth_rows<4>(matrix, smooth + long(o) * matrix.n, matrix.n, averages + long(o) * matrix.outputs);
+      for (; o < m1; o++) smooth_rows<1>(matrix, smooth + long(o) * matrix.n, 0, averages + long(o) * matrix.outputs);
       result = averages;
     }
     write(result, lowpass.outputs(), target, group);
@@ -190,6 +190,8 @@ template <class T, int V> struct Signals {
     if (lowpass) take<W>(*lowpass, block, c, smooth);
     if (!forth) return;
     if constexpr (W > 1) forth->columns(grid, u, u + 1, W, W / 2, c);
+    if constexpr (W > 1 && W % 2) forth->columns(grid, u + W - 1, nullptr, W, 1, c + W - 1);
+    if constexpr (W > 1) return;
     else if (c % 2) forth->columns(grid, u, block, 1, 1, c - 1);
     else if (c + 1 == grid.n2) forth->columns(grid, u, nullptr, 1, 1, c);
   }
@@ -203,8 +205,8 @@ template <class T, int V> struct Signals {
     const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<R>(n_u) + Space::bytes<R>(n_smooth) +
                          Space::bytes<R>(n_averages) + (Y ? Forth::bytes(grid) : 0);
     return each(filters * groups, threads, bytes, [&](long job, Space &space) {
-      const long group = job / filters, output = job % filters * groups + group;
-      const Filter<T> &filter = bank->filters[first + job % filters];
+      const long group = job % groups;
+      const Filter<T> &filter = bank->filters[first + job / groups];
       const C *from = reinterpret_cast<const C *>(X) + group * half;
       C *z = space.take<C>(grid.n1 * pitch(grid));
       R *u = space.take<R>(n_u), *smooth = space.take<R>(n_smooth), *averages = space.take<R>(n_averages);
@@ -212,14 +214,9 @@ template <class T, int V> struct Signals {
       const int rows = int(std::max<long>(1, kCache / long(sizeof(C) * grid.n2)));
       for (int p = 0; p < grid.n1; p += rows) make_rows(grid, filter, bank->lanes, from, z, p, std::min(rows, grid.n1 - p));
       if (lowpass) begin(*lowpass, smooth);
-      for (int c = 0; c < grid.n2; c += grid.width) switch (grid.width) {
-          case 8: make_columns<8>(grid, lowpass, z, c, u, forth, smooth); break;
-          case 4: make_columns<4>(grid, lowpass, z, c, u, forth, smooth); break;
-          case 2: make_columns<2>(grid, lowpass, z, c, u, forth, smooth); break;
-          default: make_columns<1>(grid, lowpass, z, c, u, forth, smooth);
-        }
-      if (forth) forth->finish(grid, reinterpret_cast<C *>(Y) + output * grid.half());
-      if (lowpass) finish(*lowpass, smooth, averages, *target, output);
+      each_block(grid.n2, grid.width, [&](auto width, int c) { make_columns<width>(grid, lowpass, z, c, u, forth, smooth); });
+      if (forth) forth->finish(grid, reinterpret_cast<C *>(Y) + job * grid.half());
+      if (lowpass) finish(*lowpass, smooth, averages, *target, job);
     });
   }
 
@@ -238,12 +235,7 @@ template <class T, int V> struct Signals {
       R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(smooth_size(*lowpass));
       R *averages = space.take<R>(lowpass->outputs());
       begin(*lowpass, smooth);
-      for (int c = 0; c < grid.n2; c += grid.width) switch (grid.width) {
-          case 8: read_columns<8>(*lowpass, from, c, u, smooth); break;
-          case 4: read_columns<4>(*lowpass, from, c, u, smooth); break;
-          case 2: read_columns<2>(*lowpass, from, c, u, smooth); break;
-          default: read_columns<1>(*lowpass, from, c, u, smooth);
-        }
+      each_block(grid.n2, grid.width, [&](auto width, int c) { read_columns<width>(*lowpass, from, c, u, smooth); });
       finish(*lowpass, smooth, averages, *target, g);
     });
   }
@@ -253,11 +245,11 @@ template <class T, int V> struct Signals {
       const C *from = reinterpret_cast<const C *>(X) + g * tones->grid->half();
       R *sums = space.take<R>(tones->outputs);
       for (int o = 0; o < tones->outputs; o++) {
-        const T *re = tones->real.data() + long(o) * tones->stride, *im = tones->imag.data() + long(o) * tones->stride;
+        const T *weights = tones->weights.data() + 2l * o * tones->bins;
         R sum[4] = {};
-        for (int k = 0; k < tones->bins; k++) {
-          sum[k % 2] += re[k] * from[k].x;
-          sum[2 + k % 2] += im[k] * from[k].y;
+        for (int k = 0; k < tones->bins; k++, weights += 2) {
+          sum[k % 2] += weights[1] * from[k].x;
+          sum[2 + k % 2] += weights[0] * from[k].y;
         }
         sums[o] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
       }
@@ -267,11 +259,14 @@ template <class T, int V> struct Signals {
 
   static int spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, int threads) {
     const Grid<T> &grid = *plan;
-    const int n2 = grid.n2, W = int(2 * Forth::pairs(grid));
+    const long n2 = grid.n2;
     return each(groups, threads, Forth::bytes(grid), [&](long g, Space &space) {
       const R *from = reinterpret_cast<const R *>(field) + g * grid.points();
       Forth forth(grid, space);
-      for (int c = 0; c < n2; c += W) forth.columns(grid, from + c, c + 1 < n2 ? from + c + 1 : nullptr, n2, W / 2, c);
+      for (long c = 0, pairs; c < n2; c += 2 * pairs) {
+        pairs = std::max(1l, std::min(Forth::pairs(grid), (n2 - c) / 2));
+        forth.columns(grid, from + c, c + 1 < n2 ? from + c + 1 : nullptr, n2, int(pairs), int(c));
+      }
       forth.finish(grid, reinterpret_cast<C *>(X) + g * grid.half());
     });
   }

@@ -8,6 +8,8 @@ namespace {
 
 constexpr long kColumnCache = 36 << 10;  // bytes of a level-1 cache that a block of columns may fill
 
+constexpr int kTogether = 48;  // points of a row whose aliases are added while they are near
+
 constexpr int kLargestVector = 16;
 constexpr double kPi = 3.141592653589793238462643383279503;
 
@@ -83,11 +85,14 @@ Grid<T>::Grid(bool is_line, int a, int b, int lanes, bool across_points)
     : line(is_line), n1(a), n2(b), across(across_points ? lanes : 0), stride(across ? rounded(b, lanes) : b), width(1),
       columns(a), rows(b) {
   const int vectors = across ? stride / lanes : n2;
-  for (int w : {8, 4, 2})
-    if (vectors % w == 0 && (2l * w * n1 * lanes * long(sizeof(T)) <= kColumnCache || (w == 2 && !across))) {
+  for (int w : {8, 6, 4, 3, 2}) {
+    const bool near = 2l * w * n1 * lanes * long(sizeof(T)) <= kColumnCache || (w == 2 && !across);
+    // Columns are transformed forth in pairs; the blocks of a line are of equal size.
+    if (w <= vectors && near && (line ? vectors % w == 0 && w % 3 : w % 2 == 0 || w == vectors)) {
       width = w;
       break;
     }
+  }
   if (!line || n1 == 1) return;
   const auto angle = [&](long k1, long u2) { return double(k1 * u2) / double(points()); };
   for (long k1 = 0; !across && k1 < n1; k1++)
@@ -99,33 +104,42 @@ Grid<T>::Grid(bool is_line, int a, int b, int lanes, bool across_points)
 }
 
 template <class T> int64_t Grid<T>::half() const {
-  if (!across) return line ? points() / 2 + 1 : int64_t(n1 / 2 + 1) * n2;
-  return 2 * across + (line ? rounded(points() / 2 + 1, across) : int64_t(n2) * rounded(n1 / 2 + 1, across));
+  if (across) return strips() * pitch() * across;
+  return line ? points() / 2 + 1 : int64_t(n1 / 2 + 1) * n2;
+}
+
+bool Run::takes(const Run &point) {
+  if (point.to / kTogether != to / kTogether) return false;
+  if (point.kind != kind || point.conjugate != conjugate || point.next != next || point.shift != shift) return false;
+  const int64_t onward = point.to - (to + int64_t(length - 1) * skip), further = point.from - (from + int64_t(length - 1) * step);
+  if (length > 1 ? onward != skip || further != step : onward <= 0) return false;
+  skip = int32_t(onward);
+  step = int32_t(further);
+  length++;
+  return true;
 }
 
 template <class T>
 template <class Weight, class Where>
-void Filter<T>::add(std::vector<Run> &runs_here, char *covered, int64_t count, int lanes, Weight weight, Where where) {
+void Filter<T>::add(std::vector<Run> &runs_here, char *covered, int64_t first, int64_t skip, int64_t end, int lanes, Weight weight,
+                    Where where) {
   bool open = false;
-  int64_t end = count;
   const auto some = [&](int64_t t) {
     for (int v = 0; v < lanes; v++)
       if (weight(t, v) != T(0)) return true;
     return false;
   };
-  while (end > 0 && !some(end - 1)) end--;
-  int64_t t = 0;
-  while (t < end && !some(t)) t++;  // what is zero in every lane at the ends is left out
-  for (; t < end; t++) {
-    const auto [to, from, step] = where(t);
-    const Run::Kind kind = covered[to] ? Run::kMore : Run::kFirst;
-    covered[to] = 1;
-    Run *last = open ? &runs_here.back() : nullptr;
-    if (last && last->kind == kind && last->to + last->length == to && last->from + int64_t(last->length) * last->step == from &&
-        last->step == step)
-      last->length++;
-    else
-      runs_here.push_back({int32_t(to), 1, from, int32_t(step), uint32_t(weights.size() / lanes), kind, step < 0});
+  end = first + rounded(end - first, skip);
+  while (end > first && !some(end - skip)) end -= skip;
+  while (first < end && !some(first)) first += skip;  // what is zero in every lane at the ends is left out
+  for (int64_t t = first; t < end; t += skip) {
+    Run point = where(t);
+    point.kind = covered[point.to] ? Run::kMore : Run::kFirst;
+    covered[point.to] = 1;
+    if (!open || !runs_here.back().takes(point)) {
+      point.weight = uint32_t(weights.size() / lanes);
+      runs_here.push_back(point);
+    }
     open = true;
     for (int v = 0; v < lanes; v++) weights.push_back(weight(t, v));
   }
@@ -138,81 +152,90 @@ template <class T> void Filter<T>::close(std::vector<std::vector<Run>> &rows, co
     const char *there = covered.data() + r * length;
     for (int c = 0, end; c < length; c = end + 1) {
       for (end = c; end < length && !there[end];) end++;
-      if (end > c) runs.push_back({c, end - c, 0, 0, 0, Run::kClear, false});
+      if (end > c) runs.push_back({c, 1, end - c, 0, 0, 0, 0, Run::kClear, false, 0});
     }
+    std::stable_sort(rows[r].begin(), rows[r].end(), [](const Run &a, const Run &b) { return a.to / kTogether < b.to / kTogether; });
     runs.insert(runs.end(), rows[r].begin(), rows[r].end());
   }
   begin.push_back(uint32_t(runs.size()));
 }
 
+namespace {
+
+Run at(int64_t to, int64_t from, bool conjugate, int64_t next = 0, int64_t shift = 0) {
+  return {int32_t(to), 1, 1, from, next, 0, 0, Run::kFirst, conjugate, uint8_t(shift)};
+}
+
+}  // namespace
+
 template <class T>
 Filter<T>::Filter(const Grid<T> &grid, const Grid<T> &source, const int64_t *origin, const int64_t *extent, const T *box,
                   int lanes) {
-  struct Place { int64_t to, from, step; };
+  if (grid.across) points(grid, source, origin, extent, box);
+  else signals(grid, source, origin, extent, box, lanes);
+}
+
+template <class T>
+void Filter<T>::signals(const Grid<T> &grid, const Grid<T> &source, const int64_t *origin, const int64_t *extent, const T *box,
+                        int lanes) {
   const int64_t n = grid.points(), N = source.points(), N1 = source.n1, N2 = source.n2;
-  const int V = grid.across;
-  std::vector<std::vector<Run>> rows(V ? (grid.n1 + V - 1) / V : grid.n1);
+  std::vector<std::vector<Run>> rows(grid.n1);
   std::vector<char> covered(rows.size() * grid.n2, 0);
-  if (!V) {
-    const int step = grid.line ? grid.n1 : 1;
-    for (int64_t i = 0; i < (grid.line ? std::min<int64_t>(step, extent[0]) : extent[0]); i++) {
-      const int64_t points = grid.line ? (extent[0] - i + step - 1) / step : extent[1];
-      const int64_t row = modulo(origin[0] + i, grid.n1), r = modulo(origin[0] + i, N1);
-      const auto weight = [&](int64_t t, int v) { return box[(grid.line ? i + t * step : i * extent[1] + t) * lanes + v]; };
-      const auto where = [&](int64_t t) -> Place {
-        if (grid.line) {
-          const int64_t k = origin[0] + i + t * step, s = modulo(k, N);
-          return {modulo(k, n) / grid.n1, 2 * s > N ? N - s : s, 2 * s > N ? -step : step};
-        }
-        const int64_t c = origin[1] + t;
-        if (2 * r > N1) return {modulo(c, grid.n2), (N1 - r) * N2 + modulo(-c, N2), -1};
-        return {modulo(c, grid.n2), r * N2 + modulo(c, N2), 1};
-      };
-      add(rows[row], covered.data() + row * grid.n2, points, lanes, weight, where);
-    }
-    close(rows, covered, grid.n2);
-    return;
+  const int step = grid.line ? grid.n1 : 1;
+  for (int64_t i = 0; i < (grid.line ? std::min<int64_t>(step, extent[0]) : extent[0]); i++) {
+    const int64_t points = grid.line ? (extent[0] - i + step - 1) / step : extent[1];
+    const int64_t row = modulo(origin[0] + i, grid.n1), r = modulo(origin[0] + i, N1);
+    const auto weight = [&](int64_t t, int v) { return box[(grid.line ? i + t * step : i * extent[1] + t) * lanes + v]; };
+    const auto where = [&](int64_t t) {
+      if (grid.line) {
+        const int64_t k = origin[0] + i + t * step, s = modulo(k, N);
+        return at(modulo(k, n) / grid.n1, std::min(s, N - s), 2 * s > N);
+      }
+      const int64_t c = origin[1] + t;
+      if (2 * r > N1) return at(modulo(c, grid.n2), (N1 - r) * N2 + modulo(-c, N2), true);
+      return at(modulo(c, grid.n2), r * N2 + modulo(c, N2), false);
+    };
+    add(rows[row], covered.data() + row * grid.n2, 0, 1, points, lanes, weight, where);
   }
-  // A vector is V neighbouring frequencies f + lane. In each period w of the source, the lower half of them is read as it
-  // stands, the upper half as mirrored conjugates, backwards: two runs, each with zeros in the other's lanes.
-  const int64_t period = grid.line ? N : N1, pitch = rounded(N1 / 2 + 1, V), last = origin[0] + extent[0];
+  close(rows, covered, grid.n2);
+}
+
+// A vector is V frequencies f + lane along k1 of the source, which is periodic: of each period w, the lower half of them is
+// read as it stands, the upper half as mirrored conjugates. Each is a run, with zeros in the other's lanes.
+template <class T>
+void Filter<T>::points(const Grid<T> &grid, const Grid<T> &source, const int64_t *origin, const int64_t *extent, const T *box) {
+  const int64_t V = grid.across, n1 = grid.n1, n2 = grid.n2, N1 = source.n1, N2 = source.n2, last = origin[0] + extent[0];
+  std::vector<std::vector<Run>> rows((n1 + V - 1) / V);
+  std::vector<char> covered(rows.size() * n2, 0);
+  // On a line, t counts f = r V + n1 t, and points whose f agree modulo N1 lie in one strip.
+  int64_t apart = 1;
+  while (grid.line && apart * n1 % N1) apart++;
   for (int64_t r = 0; r < int64_t(rows.size()); r++) {
-    const int64_t p0 = floored(origin[0] - r * V - V + 1, grid.n1), p1 = floored(last - 1 - r * V, grid.n1);
-    const auto each_half = [&](int64_t first, int64_t end, auto visit) {
-      for (int64_t w = floored(first, period); w <= floored(end - 1, period); w++)
-        for (bool mirrored : {false, true}) visit(w, mirrored);
-    };
-    const auto belongs = [&](int64_t f, int64_t v, int64_t w, bool mirrored) {
-      return r * V + v < grid.n1 && f >= origin[0] && f < last && floored(f, period) == w &&
-             (2 * modulo(f, period) > period) == mirrored;
-    };
-    if (grid.line) {
-      each_half(origin[0], last, [&](int64_t w, bool mirrored) {
-        const auto f = [&](int64_t t) { return r * V + (p0 + t) * grid.n1; };
-        const auto weight = [&](int64_t t, int v) { return belongs(f(t) + v, v, w, mirrored) ? box[f(t) + v - origin[0]] : T(0); };
-        const auto where = [&](int64_t t) -> Place {
-          const int64_t to = modulo(p0 + t, grid.n2);
-          if (mirrored) return {to, V + (w + 1) * N - f(t) - (V - 1), -grid.n1};
-          return {to, V + f(t) - w * N, grid.n1};
-        };
-        add(rows[r], covered.data() + r * grid.n2, p1 - p0 + 1, V, weight, where);
-      });
-      continue;
-    }
-    for (int64_t p = p0; p <= p1; p++) {
-      const int64_t f = r * V + p * grid.n1;
-      each_half(f, f + V, [&](int64_t w, bool mirrored) {
+    const int64_t p0 = floored(origin[0] - r * V - V + 1, n1), p1 = floored(last - 1 - r * V, n1) + 1;
+    for (int64_t p = p0; p < (grid.line ? p0 + 1 : p1); p++)
+      for (int64_t half = 0; half < 2 * ((V + N1 - 2) / N1 + 1); half++) {  // those that V frequencies can meet
+        const auto frequency = [&](int64_t t) { return r * V + n1 * (grid.line ? t : p); };
+        const auto period = [&](int64_t f) { return floored(f, N1) + half / 2; };
+        const bool mirrored = half % 2;
         const auto weight = [&](int64_t t, int v) {
-          return belongs(f + v, v, w, mirrored) ? box[(f + v - origin[0]) * extent[1] + t] : T(0);
+          const int64_t f = frequency(t), k = f + v;
+          const bool here = r * V + v < n1 && k >= origin[0] && k < last && floored(k, N1) == period(f) &&
+                            (2 * modulo(k, N1) > N1) == mirrored;
+          return !here ? T(0) : grid.line ? box[k - origin[0]] : box[(k - origin[0]) * extent[1] + t];
         };
-        const auto where = [&](int64_t t) -> Place {
-          const int64_t c = origin[1] + t, to = modulo(c, grid.n2);
-          if (mirrored) return {to, V + modulo(-c, N2) * pitch + (w + 1) * N1 - f - (V - 1), -pitch};
-          return {to, V + modulo(c, N2) * pitch + f - w * N1, pitch};
+        const auto where = [&](int64_t t) {
+          const int64_t f = frequency(t), w = period(f), c = grid.line ? t : origin[1] + t;
+          const int64_t k1 = mirrored ? (w + 1) * N1 - f - (V - 1) : f - w * N1;  // of the lane that is lowest
+          const int64_t k2 = mirrored ? (grid.line ? -w - 1 : -c) : (grid.line ? w : c);
+          const auto vector = [&](int64_t strip) {
+            return (std::clamp<int64_t>(strip, 0, source.strips() - 1) * source.pitch() + modulo(k2, N2)) * 2 * V;
+          };
+          const int64_t a = vector(floored(k1, V)), b = vector(floored(k1, V) + 1);  // of one that lacks, no lane is read
+          return at(modulo(c, n2), a, mirrored, b - a, modulo(k1, V));
         };
-        add(rows[r], covered.data() + r * grid.n2, extent[1], V, weight, where);
-      });
-    }
+        for (int64_t t0 = 0; t0 < apart; t0++)
+          add(rows[r], covered.data() + r * n2, grid.line ? p0 + t0 : t0, apart, grid.line ? p1 : extent[1], int(V), weight, where);
+      }
   }
   close(rows, covered, grid.n2);
 }
@@ -296,11 +319,28 @@ template <class T> void Lowpass<T>::meet() {
 }
 
 template <class T>
-Tones<T>::Tones(const Grid<T> *g, const T *re, const T *im, int m, int n)
-    : grid(g), outputs(m), bins(n), stride(int(rounded(n, kLargestVector))), real(size_t(m) * stride), imag(size_t(m) * stride) {
-  for (int o = 0; o < m; o++) {
-    std::copy(re + int64_t(o) * n, re + int64_t(o + 1) * n, real.begin() + int64_t(o) * stride);
-    std::copy(im + int64_t(o) * n, im + int64_t(o + 1) * n, imag.begin() + int64_t(o) * stride);
+Tones<T>::Tones(const Grid<T> *g, const T *re, const T *im, int m, int n) : grid(g), outputs(m), bins(n) {
+  const int64_t V = grid->across, n1 = grid->n1;
+  if (!V) {
+    for (int64_t i = 0; i < int64_t(m) * n; i++) weights.insert(weights.end(), {im[i], re[i]});
+    return;
+  }
+  const auto mirrored = [&](int64_t k) { return 2 * (k % n1) > n1; };
+  const auto strip_of = [&](int64_t k) { return mirrored(k) ? n1 - k % n1 : k % n1; };  // times V, and the lane
+  const auto vector = [&](int64_t k) {
+    return (strip_of(k) / V * grid->pitch() + (mirrored(k) ? grid->n2 - 1 - k / n1 : k / n1)) * 2 * V;
+  };
+  for (int64_t k = 0; k < n; k++) where.push_back(vector(k));
+  std::sort(where.begin(), where.end());
+  where.erase(std::unique(where.begin(), where.end()), where.end());
+  weights.resize(m * where.size() * 2 * V);
+  for (int64_t k = 0; k < n; k++) {
+    const int64_t place = std::lower_bound(where.begin(), where.end(), vector(k)) - where.begin();
+    for (int64_t o = 0; o < m; o++) {
+      T *w = weights.data() + (o * int64_t(where.size()) + place) * 2 * V + strip_of(k) % V;
+      w[0] += mirrored(k) ? -im[o * n + k] : im[o * n + k];
+      w[V] += re[o * n + k];
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 // An inverse Fourier transform of n points: mixed radices, in place, its input with digits reversed.
@@ -23,49 +24,71 @@ template <class T> struct Fft {
 //
 //             lanes = signals                     lanes = points
 //   field     (n1, n2, V)                         (n1, stride), stride = n2 rounded up to V, zeros behind n2
-//   spectrum  (n1/2 + 1, n2, 2, V)                two planes (n2, half), half = n1/2 + 1 rounded up to V
-//   a line's  (n/2 + 1, 2, V)                     two planes (n/2 + 1), rounded up to V
+//   spectrum  (n1/2 + 1, n2, 2, V)                strips (n1/2 + 1, rounded up, over V; pitch, 2, V), pitch = n2 | 1
+//   a line's  (n/2 + 1, 2, V)                     the same
 //
-// A spectrum is that of a real field, so half of it is kept; planes stand between margins of V zeros.
+// A spectrum is that of a real field, so half of it is kept. Lane i of strip s is k1 = s V + i; what lies behind n1/2 are
+// numbers too. Its parts stand exchanged, the imaginary one first, as the transform forth leaves them.
 template <class T> struct Grid {
   bool line;
   int n1, n2;
   int across;                    // points in a vector; 0 where the lanes are signals
   int stride;                    // points of a row of a field, with what pads it
-  int width;                     // columns, or vectors of columns, that are transformed together: a divisor of their number
+  int width;                     // columns, or vectors of columns, that are transformed together; on a line a divisor of their number
   Fft<T> columns, rows;          // along axis 0 and along axis 1
   std::vector<T> turns;          // a line's: (k1, u2) -> cos, sin; or (k1 / V, u2, 2, V) where the lanes are points
   Grid(bool line, int n1, int n2, int lanes, bool across);
   int64_t points() const { return int64_t(n1) * n2; }
   int64_t field() const { return int64_t(n1) * stride; }           // points of a field with what pads it
-  int64_t half() const;                                            // points of a spectrum, or of one of its planes
+  int64_t half() const;                                            // points of a spectrum with what pads it
+  int64_t strips() const { return (n1 / 2 + across) / across; }    // of a spectrum
+  int64_t pitch() const { return n2 | 1; }                         // vectors of a strip: odd, to spread over the cache
   int64_t block() const { return width * (across ? across : 1); }  // points of a row that are smoothed together
   int64_t blocks() const { return (n2 + block() - 1) / block(); }  // of a row
 };
 
-// Consecutive points of one row of an output spectrum, and where their coefficients are read.
+// Points of one row of an output spectrum, and where their coefficients are read. Where the lanes are points, a vector of them
+// lies across two of the source's, lanes `shift` .. `shift` + V - 1 of both, and backwards where it is mirrored.
 struct Run {
-  int32_t to, length;
-  int64_t from;                  // point of the half spectrum; of lane 0, where the lanes are points
-  int32_t step;                  // from one point to the next; negative where the coefficient is a mirrored conjugate
+  int32_t to, skip, length;      // points to, to + skip, …
+  int64_t from;                  // point of the half spectrum; or the first of the two vectors
+  int64_t next;                  // from there to the second
+  int32_t step;                  // from one point to the next
   uint32_t weight;               // of the first point
   enum Kind : uint8_t { kClear, kFirst, kMore } kind;  // nothing to read; the first alias at these points; one more
-  bool conjugate;
+  bool conjugate;                // the coefficients are mirrored
+  uint8_t shift;
+  bool takes(const Run &point);  // as one more; else it starts a run of its own
 };
+
+// Memory of vectors that are read whole: it starts on a cache line.
+template <class T> struct Aligned {
+  typedef T value_type;
+  static constexpr std::align_val_t kLine{64};
+  Aligned() = default;
+  template <class U> Aligned(const Aligned<U> &) {}
+  T *allocate(size_t count) { return static_cast<T *>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T *memory, size_t) { ::operator delete(memory, kLine); }
+  bool operator==(const Aligned &) const { return true; }
+  bool operator!=(const Aligned &) const { return false; }
+};
+template <class T> using Vectors = std::vector<T, Aligned<T>>;
 
 // A filter, or filters side by side in the lanes: real weights in a box of frequencies. Where the lanes are points, a row is
 // V neighbouring k1, a point of it one k2, and the lanes of a mirrored run are read backwards.
 template <class T> struct Filter {
   std::vector<Run> runs;
   std::vector<uint32_t> begin;   // of each row, and the end; a row without runs is zero
-  std::vector<T> weights;
+  Vectors<T> weights;
   // `box` (rows, columns, lanes), or (points, lanes) on a line, starts at the signed frequency `origin`.
   Filter(const Grid<T> &grid, const Grid<T> &source, const int64_t *origin, const int64_t *extent, const T *box, int lanes);
 
  private:
-  // Add what `weight(t, lane)` is at the points t of one row, where they go to and where they come from: `where(t)`.
+  void signals(const Grid<T> &grid, const Grid<T> &source, const int64_t *origin, const int64_t *extent, const T *box, int lanes);
+  void points(const Grid<T> &grid, const Grid<T> &source, const int64_t *origin, const int64_t *extent, const T *box);
+  // Add what `weight(t, lane)` is at the points t = first, first + skip, … of one row; `where(t)` is a run of that one.
   template <class Weight, class Where>
-  void add(std::vector<Run> &runs, char *covered, int64_t count, int lanes, Weight weight, Where where);
+  void add(std::vector<Run> &runs, char *covered, int64_t first, int64_t skip, int64_t end, int lanes, Weight weight, Where where);
   void close(std::vector<std::vector<Run>> &rows, const std::vector<char> &covered, int length);
 };
 
@@ -117,9 +140,11 @@ template <class T> struct Lowpass {
 };
 
 // A low-pass of a line as few frequencies of its spectrum: output o is the sum over k of real[o][k] Re X[k] + imag[o][k] Im X[k].
+// Where the lanes are points, the weights are those of the vectors in which the frequencies stand.
 template <class T> struct Tones {
   const Grid<T> *grid;
-  int outputs, bins, stride;     // stride: bins with what pads them with zeros
-  std::vector<T> real, imag;     // (outputs, stride)
+  int outputs, bins;
+  std::vector<int64_t> where;    // of the vectors
+  Vectors<T> weights;            // (outputs, bins, 2), or (outputs, vectors, 2, V), the imaginary ones first
   Tones(const Grid<T> *line, const T *real, const T *imag, int outputs, int bins);
 };

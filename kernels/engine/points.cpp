@@ -2,7 +2,7 @@
 // are neighbouring points of one signal.
 //
 // Each axis is transformed while the lanes lie along the other one; between the two, tiles of V × V points are transposed.
-// A spectrum is kept as two planes X[k2][k1], k1 = 0 .. n1/2 along the lanes; a line's as X[k], k = k1 + n1 k2 likewise.
+// A spectrum is kept in strips of V neighbouring k1, so that filters read it vector by vector, along k2.
 #include "lanes.h"
 
 #include "fft.h"
@@ -24,31 +24,42 @@ template <class T, int V> struct Points {
 
   static long vectors(const Grid<T> &grid) { return grid.stride / V; }      // of a row of a field
   static long pitch(const Grid<T> &grid) { return vectors(grid) | 1; }      // of a row of z: odd, to spread over the cache
-  static int strips(const Grid<T> &grid) { return (grid.n1 + V - 1) / V; }  // vectors of k1
+  static int strips(const Grid<T> &grid) { return (grid.n1 + V - 1) / V; }  // vectors of k1, of which a spectrum holds half
 
   // --- Filtering ---
 
-  template <bool more, bool backwards> SC_INLINE void multiply(const Run &run, const T *weights, const T *real, const T *imag,
-                                                              const int *place, C *to) {
-    const T *w = weights + long(run.weight) * V, *x = real + run.from, *y = imag + run.from;
-    for (int i = 0; i < run.length; i++, w += V, x += run.step, y += run.step) {
-      C &z = to[place[i]];
-      const R a = load(w), re = backwards ? reversed<T, V>(load(x)) : load(x), im = backwards ? -reversed<T, V>(load(y)) : load(y);
-      z = more ? C{z.x + a * re, z.y + a * im} : C{a * re, a * im};
+  // Which lanes of two vectors of a spectrum are read: the first as it stands, the same mirrored, or any.
+  enum Order { kStraight, kMirrored, kAny };
+  typedef typename Mask<T, V>::I I;
+
+  template <Order order> SC_INLINE R lanes(const T *first, long next, I any) {
+    if constexpr (order == kStraight) return load(first);
+    else return __builtin_shuffle(load(first), load(first + next), order == kMirrored ? Mask<T, V>::backwards() + 1 : any);
+  }
+
+  template <Order order> SC_INLINE void multiply(const Run &run, const T *weights, const T *X, const int *place, C *to) {
+    const T *w = weights + long(run.weight) * V, *x = X + run.from;
+    const I any = (run.conjugate ? Mask<T, V>::backwards() : Mask<T, V>::forwards()) + run.shift;
+    const T sign = run.conjugate ? T(-1) : T(1);
+    const long step = run.step, next = run.next, skip = run.skip;
+    const bool more = run.kind == Run::kMore;
+    for (const T *end = w + long(run.length) * V; w != end; w += V, x += step, place += skip) {
+      C &z = to[*place];
+      const R a = load(w), b = order == kStraight ? a : order == kMirrored ? -a : sign * a;
+      const R re = lanes<order>(x + V, next, any), im = lanes<order>(x, next, any);
+      z = more ? C{z.x + a * re, z.y + b * im} : C{a * re, b * im};
     }
   }
 
-  static void gather(const Filter<T> &filter, int strip, const T *real, const T *imag, const int *place, C *to) {
+  static void gather(const Filter<T> &filter, int strip, const T *X, const int *place, C *to) {
+    const T *weights = filter.weights.data();
     for (uint32_t i = filter.begin[strip]; i < filter.begin[strip + 1]; i++) {
       const Run &run = filter.runs[i];
       const int *where = place + run.to;
-      const T *w = filter.weights.data();
       if (run.kind == Run::kClear)
         for (int t = 0; t < run.length; t++) to[where[t]] = C{};
-      else if (run.kind == Run::kFirst)
-        run.conjugate ? multiply<false, true>(run, w, real, imag, where, to) : multiply<false, false>(run, w, real, imag, where, to);
-      else
-        run.conjugate ? multiply<true, true>(run, w, real, imag, where, to) : multiply<true, false>(run, w, real, imag, where, to);
+      else if (run.shift == run.conjugate) run.conjugate ? multiply<kMirrored>(run, weights, X, where, to) : multiply<kStraight>(run, weights, X, where, to);
+      else multiply<kAny>(run, weights, X, where, to);
     }
   }
 
@@ -60,7 +71,7 @@ template <class T, int V> struct Points {
   }
 
   // Strip k1 .. k1 + V - 1: filter, transform along axis 1, write as rows k1 of z, where the transform along axis 0 wants them.
-  static void make_strip(const Grid<T> &grid, const Filter<T> &filter, int strip, const T *real, const T *imag, C *line, C *z) {
+  static void make_strip(const Grid<T> &grid, const Filter<T> &filter, int strip, const T *X, C *line, C *z) {
     const int rows = std::min(V, grid.n1 - strip * V);
     const int *place = grid.columns.place.data() + strip * V;
     const long step = pitch(grid);
@@ -68,7 +79,7 @@ template <class T, int V> struct Points {
       for (int i = 0; i < rows; i++) std::memset(static_cast<void *>(z + place[i] * step), 0, sizeof(C) * vectors(grid));
       return;
     }
-    gather(filter, strip, real, imag, grid.rows.place.data(), line);
+    gather(filter, strip, X, grid.rows.place.data(), line);
     inverse(grid.rows, line, grid.n2, 1, 1);
     const bool turning = !grid.turns.empty();
     for (int b = 0; b < vectors(grid); b++) {
@@ -101,9 +112,9 @@ template <class T, int V> struct Points {
   // --- Smoothing ---
 
   template <int W> SC_INLINE void take(const Lowpass<T> &lowpass, const R *u, int c, R *smooth) {
-    if (lowpass.moments) take_moments<W, W>(lowpass, u, c / W, reinterpret_cast<T *>(smooth));
-    else if (lowpass.grid->line) smooth_line<W, V>(lowpass, u, c / W, smooth);
-    else smooth_columns<W>(lowpass.axes[0], u, c, vectors(*lowpass.grid), smooth);
+    if (!lowpass.grid->line) return smooth_columns<W>(lowpass.axes[0], u, c, vectors(*lowpass.grid), smooth);
+    if constexpr (W % 3)  // of a line
+      lowpass.moments ? take_moments<W, W>(lowpass, u, c / W, reinterpret_cast<T *>(smooth)) : smooth_line<W, V>(lowpass, u, c / W, smooth);
   }
 
   template <int W, int B> SC_INLINE void take_moments(const Lowpass<T> &lowpass, const R *u, long block, T *smooth) {
@@ -123,9 +134,12 @@ template <class T, int V> struct Points {
     if (lowpass.moments) std::memset(static_cast<void *>(smooth + size - 2), 0, sizeof(R) * 2);
     else if (lowpass.grid->line) std::memset(static_cast<void *>(smooth), 0, sizeof(R) * size);
   }
-  // Outputs of axis 0 go to the lanes for the smoothing along axis 1: (strips of outputs, stride) and (strips, m2).
-  static long turned_size(const Lowpass<T> &lowpass) { return lowpass.grid->line ? 0 : lowpass.grid->stride; }
-  static long averages_size(const Lowpass<T> &lowpass) { return lowpass.grid->line ? 0 : lowpass.axes[1].outputs; }
+  // Outputs of axis 0 go to the lanes for the smoothing along axis 1: (strips, stride), and then (strips, m2).
+  static constexpr int kStrips = 2;  // at a time
+  static long turned_size(const Lowpass<T> &lowpass) { return lowpass.grid->line ? 0 : long(kStrips) * lowpass.grid->stride; }
+  static long averages_size(const Lowpass<T> &lowpass) {
+    return lowpass.grid->line ? 0 : long(kStrips) * (lowpass.axes[1].outputs + V);
+  }
 
   SC_INLINE void put_totals(const R *sums, int count, T scale, T *out) {
     R tile[V];
@@ -174,101 +188,101 @@ template <class T, int V> struct Points {
       for (int first = 0; first < m1; first += V) put_totals(smooth + first, std::min(V, m1 - first), scale, out + first);
       return;
     }
-    for (int first = 0; first < m1; first += V) {
+    for (int first = 0; first < m1; first += kStrips * V)
+      if (m1 - first > V) finish_strips<kStrips>(lowpass, smooth, first, turned, averages, scale, out);
+      else finish_strips<1>(lowpass, smooth, first, turned, averages, scale, out);
+  }
+
+  // Outputs first .. first + K V - 1 of axis 0.
+  template <int K>
+  static void finish_strips(const Lowpass<T> &lowpass, const R *smooth, int first, R *turned, R *averages, T scale, T *out) {
+    const Grid<T> &grid = *lowpass.grid;
+    const int m1 = lowpass.axes[0].outputs, m2 = lowpass.axes[1].outputs;
+    for (int k = 0; k < K; k++)
       for (long b = 0; b < vectors(grid); b++) {
-        R *tile = turned + b * V;
-        for (int i = 0; i < V; i++) tile[i] = first + i < m1 ? smooth[(first + i) * vectors(grid) + b] : R{};
+        R *tile = turned + k * grid.stride + b * V;
+        for (int i = 0; i < V; i++) {
+          const int o = first + k * V + i;
+          tile[i] = o < m1 ? smooth[o * vectors(grid) + b] : R{};
+        }
         transpose<T, V>(tile);
       }
-      smooth_rows<1>(lowpass.axes[1], turned, averages);
-      for (int i = 0; i < V && first + i < m1; i++)
-        for (int p = 0; p < m2; p++) out[long(first + i) * m2 + p] = scale * averages[p][i];
-    }
+    smooth_rows<K>(lowpass.axes[1], turned, grid.stride, averages);
+    for (int k = 0; k < K; k++)
+      for (int p = 0; p < m2; p += V) {
+        R *tile = averages + k * m2 + p, next[V];  // what lies behind m2 comes to lanes that are not written
+        for (int i = 0; i < V; i++) next[i] = scale * tile[i];
+        transpose<T, V>(next);
+        for (int i = 0; i < V && first + k * V + i < m1; i++) {
+          T *to = out + long(first + k * V + i) * m2 + p;
+          if (p + V <= m2) store(to, next[i]);
+          else for (int q = 0; p + q < m2; q++) to[q] = next[i][q];
+        }
+      }
   }
 
   // --- Forward transforms ---
 
   // Points (u2 .. u2 + V - 1, k1 in the lanes) of a strip, real and imaginary parts exchanged, to where axis 1 wants them.
-  SC_INLINE void put(const Grid<T> &grid, C *line, int strip, int u2, const R *re, const R *im) {
-    for (int i = 0; i < V && u2 + i < grid.n2; i++) {
+  template <bool turning, bool whole> SC_INLINE void put(const Grid<T> &grid, C *line, int strip, int u2, R *re, R *im) {
+    transpose<T, V>(re);
+    transpose<T, V>(im);
+#pragma GCC unroll 16
+    for (int i = 0; i < V; i++) {
+      if (!whole && u2 + i >= grid.n2) break;
       C a = {re[i], im[i]};
-      if (!grid.turns.empty()) a = turned_point<true>(grid, a, strip, u2 + i);
+      if (turning) a = turned_point<true>(grid, a, strip, u2 + i);
       line[grid.rows.place[u2 + i]] = {a.y, a.x};
     }
   }
 
   // Two real vectors of columns travel as one complex vector through axis 0; its half of frequencies goes to the lanes.
   struct Forth {
-    C *z = nullptr, *lines = nullptr;  // (n1), and (halves, u2)
+    C *z = nullptr;      // (n1)
+    C *lines = nullptr;  // the spectrum: its axis 1 is still in space
 
-    static int halves(const Grid<T> &grid) { return (grid.n1 / 2 + V) / V; }  // vectors of k1 = 0 .. n1/2
-    static long step(const Grid<T> &grid) { return grid.stride | 1; }
-    static size_t bytes(const Grid<T> &grid) { return Space::bytes<C>(grid.n1) + Space::bytes<C>(halves(grid) * step(grid)); }
+    static size_t bytes(const Grid<T> &grid) { return Space::bytes<C>(grid.n1); }
     Forth() = default;
-    Forth(const Grid<T> &grid, Space &space) : z(space.take<C>(grid.n1)), lines(space.take<C>(halves(grid) * step(grid))) {}
+    Forth(const Grid<T> &grid, Space &space, T *X) : z(space.take<C>(grid.n1)), lines(reinterpret_cast<C *>(X)) {}
 
     // Vectors of columns c, at `a`, and c + 1, at `b` if there is one; rows lie `stride` vectors apart.
     void columns(const Grid<T> &grid, const R *a, const R *b, long stride, long c) {
-      const T h = T(0.5) / T(grid.points());
       const int n1 = grid.n1;
       for (int r = 0; r < n1; r++) z[grid.columns.place[r]] = {b ? b[r * stride] : R{}, a[r * stride]};
       inverse(grid.columns, z, n1, 1, 1);
-      for (int strip = 0; strip < halves(grid); strip++) {
-        R re[V], im[V], re2[V], im2[V];
-        for (int i = 0; i < V; i++) {  // of x + i y: X = (Z + Z*)/2, Y = (Z - Z*)/2i; Z = p.y + i p.x, Z* = q.y - i q.x
-          const int k = strip * V + i;
-          if (k >= n1) { re[i] = im[i] = re2[i] = im2[i] = R{}; continue; }
-          const C p = z[k], q = z[k ? n1 - k : 0];
-          re[i] = h * (p.y + q.y);
-          im[i] = h * (p.x - q.x);
-          re2[i] = h * (p.x + q.x);
-          im2[i] = h * (q.y - p.y);
+      const bool whole = (c + (b ? 2 : 1)) * V <= grid.n2;
+      for (int strip = 0; strip < grid.strips(); strip++) {
+        if (whole && (strip + 1) * V <= n1) {
+          if (grid.turns.empty()) part<false, true>(grid, z, lines, strip, c, b);
+          else part<true, true>(grid, z, lines, strip, c, b);
+        } else {
+          if (grid.turns.empty()) part<false, false>(grid, z, lines, strip, c, b);
+          else part<true, false>(grid, z, lines, strip, c, b);
         }
-        transpose<T, V>(re);
-        transpose<T, V>(im);
-        put(grid, lines + strip * step(grid), strip, int(c) * V, re, im);
-        if (!b) continue;
-        transpose<T, V>(re2);
-        transpose<T, V>(im2);
-        put(grid, lines + strip * step(grid), strip, int(c + 1) * V, re2, im2);
       }
     }
 
-    // The other axis, and the frequencies at their places in the two planes.
-    void finish(const Grid<T> &grid, T *real) {
-      const int n1 = grid.n1, n2 = grid.n2;
-      const long half = grid.half(), n = grid.points(), pitch = long(halves(grid)) * V;
-      const long end = V + (grid.line ? n / 2 + 1 : n2 * pitch);
-      T *imag = real + half;
-      for (T *plane : {real, imag}) {  // what is read with weights of zero must be numbers
-        std::memset(plane, 0, sizeof(T) * V);
-        std::memset(plane + end, 0, sizeof(T) * (half - end));
+    // The two columns apart, of x + i y: X = (Z + Z*)/2, Y = (Z - Z*)/2i; Z = p.y + i p.x, Z* = q.y - i q.x.
+    template <bool turning, bool whole> SC_INLINE void part(const Grid<T> &grid, const C *z, C *lines, int strip, long c, bool both) {
+      const T h = T(0.5) / T(grid.points());
+      const int n1 = grid.n1, k = strip * V;
+      C *line = lines + strip * grid.pitch();
+      R re[V], im[V], re2[V], im2[V];
+#pragma GCC unroll 16
+      for (int i = 0; i < V; i++) {
+        const bool there = whole || k + i < n1;
+        const C p = there ? z[k + i] : C{}, q = there ? z[k + i ? n1 - k - i : 0] : C{};
+        re[i] = h * (p.y + q.y);
+        im[i] = h * (p.x - q.x);
+        re2[i] = h * (p.x + q.x);
+        im2[i] = h * (q.y - p.y);
       }
-      for (int strip = 0; strip < halves(grid); strip++) {
-        C *line = lines + strip * step(grid);
-        inverse(grid.rows, line, n2, 1, 1);
-        for (int k2 = 0; k2 < n2; k2++) {
-          const R re = line[k2].y, im = line[k2].x;
-          if (grid.line && n1 % V) {  // lanes behind n1 must not be written
-            for (int i = 0; i < V && strip * V + i < n1; i++) {
-              const long k = strip * V + i + long(n1) * k2, mirror = 2 * k > n;
-              real[V + (mirror ? n - k : k)] = re[i];
-              imag[V + (mirror ? n - k : k)] = mirror ? -im[i] : im[i];
-            }
-            continue;
-          }
-          const long k = grid.line ? strip * V + long(n1) * k2 : k2 * pitch + strip * V;
-          if (!grid.line || 2 * k <= n) {
-            store(real + V + k, re);
-            store(imag + V + k, im);
-          }
-          if (grid.line && 2 * (k + V - 1) > n) {  // the mirrored conjugates of frequencies beyond n/2
-            store(real + 1 + n - k, reversed<T, V>(re));
-            store(imag + 1 + n - k, -reversed<T, V>(im));
-          }
-        }
-      }
+      put<turning, whole>(grid, line, strip, int(c) * V, re, im);
+      if (both) put<turning, whole>(grid, line, strip, int(c + 1) * V, re2, im2);
     }
+
+    // The other axis.
+    void finish(const Grid<T> &grid) { inverse(grid.rows, lines, grid.pitch(), 1, int(grid.strips())); }
   };
 
   // --- The operations ---
@@ -280,7 +294,7 @@ template <class T, int V> struct Points {
     if (lowpass) take<W>(*lowpass, block, c, smooth);
     if (!forth) return;
     if constexpr (W > 1)
-      for (int w = 0; w < W; w += 2) forth->columns(grid, u + w, u + w + 1, W, c + w);
+      for (int w = 0; w < W; w += 2) forth->columns(grid, u + w, w + 1 < W ? u + w + 1 : nullptr, W, c + w);
     else if (c % 2) forth->columns(grid, u, block, 1, c - 1);
     else if (c + 1 == vectors(grid)) forth->columns(grid, u, nullptr, 1, c);
   }
@@ -295,23 +309,17 @@ template <class T, int V> struct Points {
                          Space::bytes<R>(n_smooth) + Space::bytes<R>(n_turned) + Space::bytes<R>(n_averages) +
                          (Y ? Forth::bytes(grid) : 0);
     return each(filters * groups, threads, bytes, [&](long job, Space &space) {
-      const long group = job / filters, output = job % filters * groups + group;
-      const Filter<T> &filter = bank->filters[first + job % filters];
-      const T *real = X + group * 2 * half, *imag = real + half;
+      const Filter<T> &filter = bank->filters[first + job / groups];
+      const T *from = X + job % groups * 2 * half;
       C *z = space.take<C>(grid.n1 * pitch(grid)), *line = space.take<C>(grid.n2);
       R *u = space.take<R>(n_u), *smooth = space.take<R>(n_smooth);
       R *turned = space.take<R>(n_turned), *averages = space.take<R>(n_averages);
-      Forth on = Y ? Forth(grid, space) : Forth(), *forth = Y ? &on : nullptr;
-      for (int strip = 0; strip < strips(grid); strip++) make_strip(grid, filter, strip, real, imag, line, z);
+      Forth on = Y ? Forth(grid, space, Y + job * 2 * grid.half()) : Forth(), *forth = Y ? &on : nullptr;
+      for (int strip = 0; strip < strips(grid); strip++) make_strip(grid, filter, strip, from, line, z);
       if (lowpass) begin(*lowpass, smooth);
-      for (int c = 0; c < vectors(grid); c += grid.width) switch (grid.width) {
-          case 8: make_columns<8>(grid, lowpass, z, c, u, forth, smooth); break;
-          case 4: make_columns<4>(grid, lowpass, z, c, u, forth, smooth); break;
-          case 2: make_columns<2>(grid, lowpass, z, c, u, forth, smooth); break;
-          default: make_columns<1>(grid, lowpass, z, c, u, forth, smooth);
-        }
-      if (forth) forth->finish(grid, Y + output * 2 * grid.half());
-      if (lowpass) finish(*lowpass, smooth, turned, averages, *target, output);
+      each_block(int(vectors(grid)), grid.width, [&](auto width, int c) { make_columns<width>(grid, lowpass, z, c, u, forth, smooth); });
+      if (forth) forth->finish(grid);
+      if (lowpass) finish(*lowpass, smooth, turned, averages, *target, job);
     });
   }
 
@@ -331,29 +339,23 @@ template <class T, int V> struct Points {
       R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(smooth_size(*lowpass));
       R *turned = space.take<R>(turned_size(*lowpass)), *averages = space.take<R>(averages_size(*lowpass));
       begin(*lowpass, smooth);
-      for (int c = 0; c < vectors(grid); c += grid.width) switch (grid.width) {
-          case 8: read_columns<8>(*lowpass, from, c, u, smooth); break;
-          case 4: read_columns<4>(*lowpass, from, c, u, smooth); break;
-          case 2: read_columns<2>(*lowpass, from, c, u, smooth); break;
-          default: read_columns<1>(*lowpass, from, c, u, smooth);
-        }
+      each_block(int(vectors(grid)), grid.width, [&](auto width, int c) { read_columns<width>(*lowpass, from, c, u, smooth); });
       finish(*lowpass, smooth, turned, averages, *target, g);
     });
   }
 
   static int hear(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, int threads) {
     return each(groups, threads, 1, [&](long g, Space &) {
-      const long half = tones->grid->half();
-      const T *real = X + g * 2 * half + V, *imag = real + half;
+      const T *from = X + g * 2 * tones->grid->half(), *weights = tones->weights.data();
       T *out = target->where(g, tones->outputs);
       if (!out) return;
       R tile[V];
       for (int o = 0; o < tones->outputs; o++) {
-        const T *re = tones->real.data() + long(o) * tones->stride, *im = tones->imag.data() + long(o) * tones->stride;
         R sum{}, other{};
-        for (int k = 0; k < tones->bins; k += V) {  // what lies behind the last meets weights of zero
-          sum += load(re + k) * load(real + k);
-          other += load(im + k) * load(imag + k);
+        for (const int64_t where : tones->where) {
+          sum += load(weights) * load(from + where);
+          other += load(weights + V) * load(from + where + V);
+          weights += 2 * V;
         }
         tile[o % V] = sum + other;
         if (o % V == V - 1 || o + 1 == tones->outputs) put_totals(tile, o % V + 1, target->scale_of(g), out + o / V * V);
@@ -366,10 +368,10 @@ template <class T, int V> struct Points {
     const long columns = vectors(grid);
     return each(groups, threads, Forth::bytes(grid), [&](long g, Space &space) {
       const R *from = reinterpret_cast<const R *>(field) + g * (grid.field() / V);
-      Forth forth(grid, space);
+      Forth forth(grid, space, X + g * 2 * grid.half());
       for (long c = 0; c < columns; c += 2)
         forth.columns(grid, from + c, c + 1 < columns ? from + c + 1 : nullptr, columns, c);
-      forth.finish(grid, X + g * 2 * grid.half());
+      forth.finish(grid);
     });
   }
 

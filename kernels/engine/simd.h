@@ -45,6 +45,11 @@ template <class T, int V> struct Mask {
     return mask;
   }
   SC_INLINE I high() { return low() + V / 2; }
+  SC_INLINE I forwards() {
+    I mask;
+    for (int i = 0; i < V; i++) mask[i] = i;
+    return mask;
+  }
   SC_INLINE I backwards() {
     I mask;
     for (int i = 0; i < V; i++) mask[i] = V - 1 - i;

@@ -1,10 +1,26 @@
 // A block of W columns: its moduli u (n1, W), their averages, and rows of such averages; see plan.h for the bands.
 #pragma once
+#include <algorithm>
+#include <type_traits>
+
 #include "fft.h"
 #include "plan.h"
 #include "simd.h"
 
 namespace {
+
+// Visit the blocks of some columns, each with its width as a type, and its first column.
+template <class Visit> SC_INLINE void each_block(int columns, int width, const Visit &visit) {
+  for (int c = 0, w; c < columns; c += w) {
+    const int most = std::min(width, columns - c);
+    if (most >= (w = 8)) visit(std::integral_constant<int, 8>(), c);
+    else if (most >= (w = 6)) visit(std::integral_constant<int, 6>(), c);
+    else if (most >= (w = 4)) visit(std::integral_constant<int, 4>(), c);
+    else if (most >= (w = 3)) visit(std::integral_constant<int, 3>(), c);
+    else if (most >= (w = 2)) visit(std::integral_constant<int, 2>(), c);
+    else visit(std::integral_constant<int, 1>(), c), w = 1;
+  }
+}
 
 // Transform W neighbouring columns in place, whose rows lie `step` apart, and take the moduli.
 template <int W, class T, class R> SC_INLINE void column_moduli(const Fft<T> &fft, Complex<R> *z, long step, R *u) {
@@ -36,7 +52,7 @@ template <int W, int points, class T, class R> SC_INLINE R weighted(const R *u, 
 // smooth (outputs, stride): the columns c .. c + W - 1 of it are the matrix times u. Narrow blocks are summed in several
 // parts, because a sum waits for itself.
 template <int W, class T, class R> void smooth_columns(const Matrix<T> &matrix, const R *u, long c, long stride, R *smooth) {
-  constexpr int parts = W >= 4 ? 1 : 4 / W;
+  constexpr int parts = W >= 6 ? 1 : W >= 3 ? 2 : 4;
   for (const Band &band : matrix.bands) {
     const T *taps = matrix.taps.data() + band.taps;
     const R *p = u + long(band.start) * W;
@@ -108,16 +124,29 @@ template <int W, int B, int moments, class T, class R> void sum_points(const Low
   if (count) flush();
 }
 
-// K rows of `from` (K, n) times the matrix: `to` (K, outputs).
-template <int K, class T, class R> SC_INLINE void smooth_rows(const Matrix<T> &matrix, const R *from, R *to) {
+// K rows of `from` (K, pitch) times the matrix: `to` (K, outputs). Few rows are summed in several parts.
+template <int K, class T, class R> SC_INLINE void smooth_rows(const Matrix<T> &matrix, const R *from, long pitch, R *to) {
+  constexpr int parts = K >= 4 ? 2 : 4;
   for (const Band &band : matrix.bands) {
     const T *taps = matrix.taps.data() + band.taps;
-    R sum[K];
-    for (int k = 0; k < K; k++) sum[k] = band.more ? to[long(k) * matrix.outputs + band.out] : R{};
-    for (int i = 0; i < band.length; i++)
+    const R *p = from + band.start;
+    R sum[parts][K];
+    for (int k = 0; k < K; k++) {
+      sum[0][k] = band.more ? to[long(k) * matrix.outputs + band.out] : R{};
+      for (int q = 1; q < parts; q++) sum[q][k] = R{};
+    }
+    int i = 0;
+    for (; i + parts <= band.length; i += parts, p += parts)
+#pragma GCC unroll 4
+      for (int q = 0; q < parts; q++)
 #pragma GCC unroll 8
-      for (int k = 0; k < K; k++) sum[k] += from[long(k) * matrix.n + band.start + i] * taps[i];
-    for (int k = 0; k < K; k++) to[long(k) * matrix.outputs + band.out] = sum[k];
+        for (int k = 0; k < K; k++) sum[q][k] += p[k * pitch + q] * taps[i + q];
+    for (; i < band.length; i++, p++)
+      for (int k = 0; k < K; k++) sum[0][k] += p[k * pitch] * taps[i];
+    for (int k = 0; k < K; k++) {
+      for (int q = 1; q < parts; q++) sum[0][k] += sum[q][k];
+      to[long(k) * matrix.outputs + band.out] = sum[0][k];
+    }
   }
 }
 
