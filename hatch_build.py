@@ -12,9 +12,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("lanes.cpp", "points.cpp", "plan.cpp", "volumes.cpp", "module.cpp")
+SOURCES = ("lanes.cpp", "points.cpp", "volumes.cpp", "plan.cpp", "module.cpp")  # the longest first
 FLAGS = (
-    *("-O2", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
+    *("-O2", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 # GCC's code for all processors loads a vector again for each of its uses, where that of these ones keeps it.
@@ -41,14 +41,21 @@ def compile_engine(sources: Path, target: Path) -> list[Path]:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     static = ("-static-libstdc++", "-static-libgcc") if sys.platform == "linux" else ()
 
-    def one(name: str) -> Path:
-        library = target / f"scattering-{name}.so"
-        command = [*compiler, *FLAGS, *INSTRUCTION_SETS[name], *SOURCES, *static, "-o", str(library)]
-        subprocess.run(command, cwd=sources, check=True, capture_output=True, text=True)  # noqa: S603 CXX is the installing user's
-        return library
+    def run(*arguments: str) -> None:
+        subprocess.run([*compiler, *FLAGS, *arguments], cwd=sources, check=True, capture_output=True, text=True)  # noqa: S603 CXX is the installing user's
 
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(one, INSTRUCTION_SETS))
+    def compiled(name: str, source: str) -> str:
+        made = str(objects / f"{name}-{source}.o")
+        run(*INSTRUCTION_SETS[name], "-c", source, "-o", made)
+        return made
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects, libraries = Path(folder), []
+        parts = {name: [pool.submit(compiled, name, source) for source in SOURCES] for name in INSTRUCTION_SETS}
+        for name, futures in parts.items():
+            libraries.append(target / f"scattering-{name}.so")
+            run("-shared", *(future.result() for future in futures), *static, "-o", str(libraries[-1]))
+    return libraries
 
 
 class EngineHook(BuildHookInterface[Any]):

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -76,13 +77,13 @@ class _Block:
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
-    """One call of the engine: ``spectrum``, ``wavelet``, ``average`` or ``hear``.
+class Step:
+    """One operation of the engine.
 
     Parameters
     ----------
     call
-        Its name.
+        Its name, one of `CALLS`.
     source, deeper
         The offsets of what is read, a spectrum or the extended field, and of the spectra that are made, if any.
     groups
@@ -90,7 +91,9 @@ class _Step:
     rows
         The output row of every signal; None where nothing is averaged.
     plan
-        What else the engine needs of the plan: a grid, tones, a low-pass, or a bank, its filters and a low-pass.
+        What the engine has planned for it: a grid, tones, a low-pass or a bank.
+    first, count, lowpass
+        Of a bank, the first filter and how many of them, and what averages |x ∗ ψ|.
     """
 
     call: str
@@ -98,16 +101,41 @@ class _Step:
     deeper: int | None
     groups: int
     rows: NDArray[np.int32] | None
-    plan: tuple[int, ...]
+    plan: int
+    first: int = 0
+    count: int = 0
+    lowpass: int = 0
+
+
+CALLS = ("spectrum", "wavelet", "average", "hear")
+_STEP = np.dtype(  # struct Step in lanes.h
+    [
+        *((name, np.int32) for name in ("call", "first", "count")),
+        *((name, np.int64) for name in ("groups", "source", "deeper")),
+        *((name, np.uintp) for name in ("rows", "plan", "lowpass")),
+    ],
+    align=True,
+)
 
 
 @dataclass(eq=False)
-class _Schedule:
+class Schedule:
     """All steps of a block, the bytes of the arrays between them, and those of a thread's workspace."""
 
-    steps: list[_Step]
+    steps: list[Step]
     nbytes: int
     workspace_nbytes: int = 0
+
+    @cached_property
+    def table(self) -> NDArray[np.void]:
+        """The steps as the engine takes them."""
+        table = np.zeros(len(self.steps), _STEP)
+        for i, step in enumerate(self.steps):
+            rows = 0 if step.rows is None else step.rows.ctypes.data
+            deeper = -1 if step.deeper is None else step.deeper
+            numbers = (CALLS.index(step.call), step.first, step.count, step.groups, step.source, deeper)
+            table[i] = (*numbers, rows, step.plan, step.lowpass)
+        return table
 
 
 class Plan:
@@ -136,7 +164,7 @@ class Plan:
         self._lowpasses = list(map(self._lowpass, self._grids, shapes, cascade._lowpasses))
         self._tones = list(map(self._make_tones, self._grids, cascade._lowpasses))
         self._banks: dict[tuple[int, ...], int] = {}
-        self._schedules: dict[tuple[int, ...], _Schedule] = {}
+        self._schedules: dict[tuple[int, ...], Schedule] = {}
         self._n_paths = len(cascade.paths)
         sizes = [axis.size for axis in cascade._axes]
         indices = [axis.index.astype(np.int32) for axis in cascade._axes]
@@ -146,7 +174,8 @@ class Plan:
     def __call__(self, batch: NDArray[Any], out: NDArray[Any], threads: int) -> None:
         """Fill ``out`` (B, n_paths, samples kept) from a batch of finite arrays."""
         blocks, outer, inner = self._shares(len(batch), threads)
-        nbytes = max((self._schedule(block, inner).nbytes for _, block in blocks[:1] + blocks[-1:]), default=0)
+        schedules = [self._schedule(block, inner) for _, block in blocks[:1] + blocks[-1:]]
+        nbytes = max((each.nbytes + inner * each.workspace_nbytes for each in schedules), default=0)
         memories = SimpleQueue[NDArray[np.uint8]]()
         for _ in range(outer):
             memories.put(np.empty(nbytes + _ALIGNMENT, np.uint8))
@@ -165,7 +194,6 @@ class Plan:
         else:
             for start, block in blocks:
                 run(start, block)
-        self._engine.release()
 
     def nbytes(self, batch: int, threads: int = 1) -> int:
         """Project the peak bytes of a call: the arrays between operations, and a workspace for each thread."""
@@ -297,53 +325,51 @@ class Plan:
             *(block.use, self._grids[0], images.ctypes.data, scale.ctypes.data, block.images, block.present),
             *(images[0].size, self._rows.ctypes.data, self._columns.ctypes.data, base),
         )
-        common = (unit.ctypes.data, self._n_paths, block.images, block.present, threads)
-        for step in schedule.steps:
-            if self._do(step, step.groups, base, block.use, out.ctypes.data, common):
-                raise MemoryError(
-                    "no memory for the workspaces of the compiled engine; take fewer threads or smaller arrays"
-                )
+        self.run(schedule, slice(None), block, threads, base, out, unit)
 
-    def _do(self, step: _Step, groups: int, base: int, use: int, out: int, common: tuple[int, ...]) -> int:
-        """Call the engine for a step; it returns 0 unless memory is lacking."""
-        source, deeper = base + step.source, None if step.deeper is None else base + step.deeper
-        target = (None, None) if step.rows is None else (out, step.rows.ctypes.data)
-        arguments: tuple[int | None, ...]
-        if step.call == "spectrum":
-            arguments = (source, deeper, groups, common[-1])
-        elif step.call == "wavelet":
-            arguments = (source, groups, deeper, *target, *common)
-        else:
-            arguments = (source, groups, *target, *common)
-        failed: int = getattr(self._engine, step.call)(use, *step.plan, *arguments)
-        return failed
+    def run(
+        self,
+        schedule: Schedule,
+        steps: slice,
+        block: _Block,
+        threads: int,
+        base: int,
+        out: NDArray[Any],
+        unit: NDArray[Any],
+    ) -> None:
+        """Do steps of a block whose extended field stands at the address ``base``, before all else."""
+        table = schedule.table[steps]
+        self._engine.run(
+            *(block.use, table.ctypes.data, len(table), base, base + schedule.nbytes, schedule.workspace_nbytes),
+            *(out.ctypes.data, unit.ctypes.data, self._n_paths, block.images, block.present, threads),
+        )
 
-    def _schedule(self, block: _Block, threads: int) -> _Schedule:
+    def _schedule(self, block: _Block, threads: int) -> Schedule:
         """The steps that take a block from its extended field, at offset 0, to all its coefficients."""
         key = (block.use, block.images, threads)
         if key not in self._schedules:
             cascade, field = self._cascade, self._field_nbytes(0, block)
             rows = np.full(block.lanes // block.images, -1, np.int32)
             rows[0] = 0
-            schedule = _Schedule([], field)
+            schedule = Schedule([], field)
             if cascade.max_order:
-                schedule.steps.append(_Step("spectrum", 0, field, 1, None, (self._grids[0],)))
+                schedule.steps.append(Step("spectrum", 0, field, 1, None, self._grids[0]))
                 schedule.nbytes += self._spectrum_nbytes(0, block)
             if cascade.max_order and self._tones[0] is not None:
                 schedule.steps.append(self._hear(0, field, 1, rows))
             else:
-                schedule.steps.append(_Step("average", 0, None, 1, rows, (self._lowpasses[0],)))
+                schedule.steps.append(Step("average", 0, None, 1, rows, self._lowpasses[0]))
             if cascade.max_order:
                 self._descend(schedule, field, 1, (), np.zeros(1, np.intp), block, threads, schedule.nbytes)
-            schedule.workspace_nbytes = self._engine.rehearsed(
-                lambda: [self._do(step, 0, 0, block.use, 1, (0,) * 5) for step in schedule.steps]
+            schedule.workspace_nbytes = self._engine.workspace(
+                block.use, schedule.table.ctypes.data, len(schedule.steps)
             )
             self._schedules[key] = schedule
         return self._schedules[key]
 
     def _descend(
         self,
-        schedule: _Schedule,
+        schedule: Schedule,
         X: int,
         groups: int,
         scales: tuple[int, ...],
@@ -376,20 +402,20 @@ class Plan:
                 rows = np.where(longer < 0, -1, table.ravel()[longer]).astype(np.int32)
                 plan = (bank, first, count, self._lowpasses[level])
                 if not goes_on:
-                    schedule.steps.append(_Step("wavelet", X, None, groups, rows, plan))
+                    schedule.steps.append(Step("wavelet", X, None, groups, rows, *plan))
                     continue
                 some = groups * count
                 end = free + _aligned(some * self._spectrum_nbytes(level, block))
                 schedule.nbytes = max(schedule.nbytes, end)
                 heard = self._tones[level] is not None
-                schedule.steps.append(_Step("wavelet", X, free, groups, None if heard else rows, plan))
+                schedule.steps.append(Step("wavelet", X, free, groups, None if heard else rows, *plan))
                 if heard:
                     schedule.steps.append(self._hear(level, free, some, rows))
                 self._descend(schedule, free, some, path, longer, block, threads, end)
 
-    def _hear(self, level: int, X: int, groups: int, rows: NDArray[np.int32]) -> _Step:
+    def _hear(self, level: int, X: int, groups: int, rows: NDArray[np.int32]) -> Step:
         """The averages of signals from their spectra."""
-        return _Step("hear", X, None, groups, rows, (self._tones[level],))
+        return Step("hear", X, None, groups, rows, self._tones[level])
 
 
 def _trimmed(box: Box, truncation: float) -> Box:

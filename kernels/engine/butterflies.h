@@ -46,7 +46,7 @@ template <class T, int R> struct Dft {
     constexpr int H = R / 2;
     const C zero = get(0);
     C plus[H], minus[H], total = zero;
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int m = 0; m < H; m++) {
       const C a = get(m + 1), b = get(R - 1 - m);
       plus[m] = add(a, b);
@@ -54,10 +54,10 @@ template <class T, int R> struct Dft {
       total = add(total, plus[m]);
     }
     put(0, total);
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int k = 1; k <= H; k++) {
       C even = zero, odd = {minus[0].x * root.s[k], minus[0].y * root.s[k]};
-#pragma GCC unroll 16
+#pragma GCC unroll 24
       for (int m = 0; m < H; m++) {
         const T c = root.c[k * (m + 1) % R];
         even.x += c * plus[m].x;
@@ -109,11 +109,11 @@ template <class T, int R, class C> SC_INLINE C rooted(C a, int k) {
 template <class T, int A, int B> struct Product {
   template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) {
     C y[A * B];
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int b = 0; b < B; b++)
       Dft<T, A>::template go<C>([&](int a) SC_LAMBDA { return get(a * B + b); },
                                 [&](int k, C u) SC_LAMBDA { y[k * B + b] = rooted<T, A * B>(u, k * b); });
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int k = 0; k < A; k++)
       Dft<T, B>::template go<C>([&](int b) SC_LAMBDA { return y[k * B + b]; },
                                 [&](int b, C u) SC_LAMBDA { put(k + A * b, u); });
@@ -135,11 +135,11 @@ template <class T, int A, int B> struct Coprime {
   template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) {
     constexpr int R = A * B, of_a = unit(A, B), of_b = unit(B, A);
     C y[R];
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int b = 0; b < B; b++)
       Dft<T, A>::template go<C>([&](int a) SC_LAMBDA { return get((B * a + A * b) % R); },
                                 [&](int k, C u) SC_LAMBDA { y[k * B + b] = u; });
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int k = 0; k < A; k++)
       Dft<T, B>::template go<C>([&](int b) SC_LAMBDA { return y[k * B + b]; },
                                 [&](int b, C u) SC_LAMBDA { put((k * of_a + b * of_b) % R, u); });
@@ -148,3 +148,4 @@ template <class T, int A, int B> struct Coprime {
 template <class T> struct Dft<T, 6> : Coprime<T, 2, 3> {};
 template <class T> struct Dft<T, 10> : Coprime<T, 5, 2> {};
 template <class T> struct Dft<T, 12> : Coprime<T, 3, 4> {};
+template <class T> struct Dft<T, 24> : Coprime<T, 3, 8> {};

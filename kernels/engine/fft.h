@@ -46,6 +46,7 @@ template <class T, class C> void inverse(const Fft<T> &fft, C *z, long line, lon
       case 12: pass<T, C, 12>(z, line, step, lines, fft.n, block, turns); break;
       case 13: pass<T, C, 13>(z, line, step, lines, fft.n, block, turns); break;
       case 16: pass<T, C, 16>(z, line, step, lines, fft.n, block, turns); break;
+      case 24: pass<T, C, 24>(z, line, step, lines, fft.n, block, turns); break;
     }
     block *= fft.radix[i];
   }

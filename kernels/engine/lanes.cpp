@@ -7,6 +7,7 @@
 #include "fft.h"
 #include "simd.h"
 #include "smooth.h"
+#include "team.h"
 
 namespace {
 
@@ -196,15 +197,15 @@ template <class T, int V> struct Signals {
     else if (c + 1 == grid.n2) forth->columns(grid, u, nullptr, 1, 1, c);
   }
 
-  static int wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *Y,
-                     const Target<T> *target, int threads) {
+  static void wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *Y,
+                     const Target<T> *target, Worker &worker) {
     const Grid<T> &grid = *bank->grid;
     if (!target) lowpass = nullptr;
     const long half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0;
     const long n_averages = lowpass ? lowpass->outputs() : 0, n_u = long(grid.n1) * std::max(2, grid.width);
     const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<R>(n_u) + Space::bytes<R>(n_smooth) +
                          Space::bytes<R>(n_averages) + (Y ? Forth::bytes(grid) : 0);
-    return each(filters * groups, threads, bytes, [&](long job, Space &space) {
+    each(filters * groups, worker, bytes, [&](long job, Space &space) {
       const long group = job % groups;
       const Filter<T> &filter = bank->filters[first + job / groups];
       const C *from = reinterpret_cast<const C *>(X) + group * half;
@@ -226,11 +227,11 @@ template <class T, int V> struct Signals {
     take<W>(lowpass, u, c, smooth);
   }
 
-  static int average(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, int threads) {
+  static void average(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, Worker &worker) {
     const Grid<T> &grid = *lowpass->grid;
     const size_t bytes = Space::bytes<R>(long(grid.n1) * grid.width) + Space::bytes<R>(smooth_size(*lowpass)) +
                          Space::bytes<R>(lowpass->outputs());
-    return each(groups, threads, bytes, [&](long g, Space &space) {
+    each(groups, worker, bytes, [&](long g, Space &space) {
       const R *from = reinterpret_cast<const R *>(U) + g * grid.points();
       R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(smooth_size(*lowpass));
       R *averages = space.take<R>(lowpass->outputs());
@@ -240,8 +241,8 @@ template <class T, int V> struct Signals {
     });
   }
 
-  static int hear(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, int threads) {
-    return each(groups, threads, Space::bytes<R>(tones->outputs), [&](long g, Space &space) {
+  static void hear(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, Worker &worker) {
+    each(groups, worker, Space::bytes<R>(tones->outputs), [&](long g, Space &space) {
       const C *from = reinterpret_cast<const C *>(X) + g * tones->grid->half();
       R *sums = space.take<R>(tones->outputs);
       for (int o = 0; o < tones->outputs; o++) {
@@ -257,10 +258,10 @@ template <class T, int V> struct Signals {
     });
   }
 
-  static int spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, int threads) {
+  static void spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, Worker &worker) {
     const Grid<T> &grid = *plan;
     const long n2 = grid.n2;
-    return each(groups, threads, Forth::bytes(grid), [&](long g, Space &space) {
+    each(groups, worker, Forth::bytes(grid), [&](long g, Space &space) {
       const R *from = reinterpret_cast<const R *>(field) + g * grid.points();
       Forth forth(grid, space);
       for (long c = 0, pairs; c < n2; c += 2 * pairs) {
@@ -271,7 +272,7 @@ template <class T, int V> struct Signals {
     });
   }
 
-  static int extend(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
+  static void extend(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
                     const int32_t *columns, T *U) {
     const int n1 = grid->line ? 1 : grid->n1;
     const long n2 = grid->points() / n1;
@@ -282,7 +283,6 @@ template <class T, int V> struct Signals {
         const T *from = x + image * size + rows[r], factor = image < present ? scale[image] : T(0);
         for (long c = 0; c < n2; c++) to[c * V] = image < present ? factor * from[columns[c]] : T(0);
       }
-    return 0;
   }
 
   static constexpr Operations<T> operations() { return {V, false, extend, spectrum, wavelet, average, hear}; }

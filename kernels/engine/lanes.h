@@ -2,10 +2,9 @@
 //
 // Fields U (groups, …) and spectra X (groups, …) are laid out as plan.h says; X holds Fourier coefficients,
 // X[k] = mean of x exp(-2 pi i k u / n). A group is V signals, or one signal where the lanes are points.
-//
-// Every function returns 0, or 1 when memory for its workspaces is lacking.
 #pragma once
 #include "plan.h"
+#include "team.h"
 
 // Where averages go. Signal q, which is lane q % V of group q / V, belongs to image q % images and to the row
 // rows[q / images] of out (images, paths, outputs). Rows below zero and images from `present` on are not written.
@@ -26,16 +25,16 @@ template <class T> struct Operations {
   int lanes;
   bool across;                   // lanes are points
   // A field of images, or one signal: U[r, c] = scale[b] x[b, rows[r] + columns[c]], images of `size` points; zero past `present`.
-  int (*extend)(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
+  void (*extend)(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
                 const int32_t *columns, T *U);
-  int (*spectrum)(const Grid<T> *grid, const T *U, T *X, int64_t groups, int threads);
+  void (*spectrum)(const Grid<T> *grid, const T *U, T *X, int64_t groups, Worker &worker);
   // |x * psi| of filters first + f and groups g, as output group f * groups + g: their spectra to Y and their averages to
   // target, if given.
-  int (*wavelet)(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *Y,
-                 const Target<T> *target, int threads);
-  int (*average)(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, int threads);
+  void (*wavelet)(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *Y,
+                  const Target<T> *target, Worker &worker);
+  void (*average)(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, Worker &worker);
   // The same averages of lines, from their spectra.
-  int (*hear)(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, int threads);
+  void (*hear)(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, Worker &worker);
 };
 
 // How lanes are used: many signals, few signals (vectors of half the size), points.
@@ -45,7 +44,13 @@ enum Use { kMany, kFew, kPoints };
 template <class T> Operations<T> signals(bool few);
 template <class T> Operations<T> points();
 
-// Workspaces are kept between operations, until this; see module.cpp.
-char *borrow(size_t bytes, size_t *got);
-void give_back(char *base, size_t bytes);
-void release();
+// One operation of a schedule. Offsets are bytes of its memory.
+struct Step {
+  enum Call : int32_t { kSpectrum, kWavelet, kAverage, kHear } call;
+  int32_t first, filters;        // of a bank
+  int64_t groups;
+  int64_t source, deeper;        // what is read; where spectra go, or below zero
+  const int32_t *rows;           // where averages go, or none
+  const void *plan;              // a grid, bank, low-pass or tones
+  const void *lowpass;           // beside a bank
+};

@@ -9,7 +9,6 @@ import ctypes
 import os
 import warnings
 import weakref
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,16 +34,14 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "free_lowpass": (None, [_P]),
     "tones": (_P, [_P, _P, _P, _I, _I]),
     "free_tones": (None, [_P]),
-    "extend": (_I, [_I, _P, _P, _P, _I, _I, _N, _P, _P, _P]),
-    "spectrum": (_I, [_I, _P, _P, _P, _N, _I]),
-    "wavelet": (_I, [_I, _P, _I, _I, _P, _P, _N, _P, _P, _P, _P, _N, _I, _I, _I]),
-    "average": (_I, [_I, _P, _P, _N, _P, _P, _P, _N, _I, _I, _I]),
+    "extend": (None, [_I, _P, _P, _P, _I, _I, _N, _P, _P, _P]),
+    "workspace": (_N, [_I, _P, _N]),
+    "run": (None, [_I, _P, _N, _P, _P, _N, _P, _P, _N, _I, _I, _I]),
     "volumes": (_P, [_I, _I, _I, _I, _P, _I, _P, _I]),
     "add_harmonics": (_P, [_P, _I, _I, _I, _P, _P, _P]),
     "free_volumes": (None, [_P]),
     "volumes_nbytes": (_N, [_P, _N, _I]),
     "scatter_volumes": (None, [_P, _P, _P, _N, _P, _N, _P, _I]),
-    "hear": (_I, [_I, _P, _P, _N, _P, _P, _P, _N, _I, _I, _I]),
 }
 
 
@@ -58,7 +55,6 @@ def _load(name: str) -> ctypes.CDLL | None:
             for function, (result, arguments) in _PROTOTYPES.items():
                 entry = getattr(library, f"sc_{function}_{kind}")
                 entry.restype, entry.argtypes = result, arguments
-        library.sc_rehearsed.restype = _N
     except (OSError, AttributeError) as problem:
         warnings.warn(f"{path} cannot be used; install scattercube again: {problem}", RuntimeWarning, stacklevel=2)
         return None
@@ -110,19 +106,6 @@ class Engine:
             raise MemoryError(f"no memory for a {kind} of the compiled engine")
         weakref.finalize(owner, getattr(self, f"free_{kind}"), handle)
         return handle
-
-    def rehearsed(self, operations: Callable[[], object]) -> int:
-        """Return the bytes of the largest workspace that some operations on no groups ask for; none is given."""
-        self._library.sc_rehearse()
-        try:
-            operations()
-        finally:
-            nbytes: int = self._library.sc_rehearsed()
-        return nbytes
-
-    def release(self) -> None:
-        """Give back the memory of idle workspaces."""
-        self._library.sc_release()
 
     def possible(self, n: int) -> bool:
         """Tell whether lines of n points can be transformed: no prime factor of n is above 13."""

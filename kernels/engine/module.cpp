@@ -1,13 +1,8 @@
-// What Python calls, through ctypes: plans made and freed, the operations, and what this
-// processor can run.
+// What Python calls, through ctypes: plans made and freed, lists of operations, and what this processor can run.
 //
 // Every function is plain C; pointers are addresses of contiguous arrays. Names end in _f for float and _d for double.
-#include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <new>
-#include <utility>
 
 #include "lanes.h"
 #include "volumes.h"
@@ -32,48 +27,32 @@ template <class Make> auto guarded(Make make) -> decltype(make()) {
   }
 }
 
-std::mutex idle_mutex;
-std::vector<std::pair<size_t, char *>> idle;
-
-thread_local bool rehearsing = false;  // operations ask for their workspaces and get none
-thread_local size_t largest = 0;       // that was asked for
-
-}  // namespace
-
-char *borrow(size_t bytes, size_t *got) {
-  if (rehearsing) {
-    largest = std::max(largest, bytes);
-    return nullptr;
-  }
-  {
-    const std::lock_guard<std::mutex> lock(idle_mutex);
-    for (size_t i = 0; i < idle.size(); i++)
-      if (idle[i].first >= bytes) {
-        const auto [size, base] = idle[i];
-        idle.erase(idle.begin() + long(i));
-        *got = size;
-        return base;
-      }
-    if (!idle.empty()) {  // too small: a larger one takes its place
-      std::free(idle.back().second);
-      idle.pop_back();
+template <class T>
+void run(const Operations<T> &operations, const Step *steps, int64_t count, char *base, Target<T> target, Worker &worker) {
+  for (const Step *step = steps; step < steps + count; step++) {
+    const T *source = reinterpret_cast<const T *>(base + step->source);
+    T *deeper = step->deeper < 0 ? nullptr : reinterpret_cast<T *>(base + step->deeper);
+    target.rows = step->rows;
+    switch (step->call) {
+      case Step::kSpectrum:
+        operations.spectrum(static_cast<const Grid<T> *>(step->plan), source, deeper, step->groups, worker);
+        break;
+      case Step::kWavelet:
+        operations.wavelet(static_cast<const Bank<T> *>(step->plan), step->first, step->filters,
+                           static_cast<const Lowpass<T> *>(step->lowpass), source, step->groups, deeper,
+                           step->rows ? &target : nullptr, worker);
+        break;
+      case Step::kAverage:
+        operations.average(static_cast<const Lowpass<T> *>(step->plan), source, step->groups, &target, worker);
+        break;
+      case Step::kHear:
+        operations.hear(static_cast<const Tones<T> *>(step->plan), source, step->groups, &target, worker);
+        break;
     }
   }
-  *got = (bytes + 4095) / 4096 * 4096;
-  return static_cast<char *>(std::aligned_alloc(4096, *got));
 }
 
-void give_back(char *base, size_t bytes) {
-  if (!base) return;
-  const std::lock_guard<std::mutex> lock(idle_mutex);
-  idle.emplace_back(bytes, base);
-}
-
-void release() {
-  const std::lock_guard<std::mutex> lock(idle_mutex);
-  for (const auto &space : idle) std::free(space.second);
-  idle.clear();
-}
+}  // namespace
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -89,20 +68,6 @@ int sc_supports(const char *name) {
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
 #endif
   return 0;
-}
-
-// Give back the memory that idle workspaces hold.
-void sc_release() { release(); }
-
-// From sc_rehearse on, operations of the calling thread get no memory, and those of no groups thus do nothing;
-// sc_rehearsed ends that and returns the bytes of the largest workspace that was asked for.
-void sc_rehearse() {
-  rehearsing = true;
-  largest = 0;
-}
-int64_t sc_rehearsed() {
-  rehearsing = false;
-  return int64_t(largest);
 }
 
 int sc_possible(int n) { return Fft<float>::possible(n); }
@@ -140,31 +105,21 @@ int sc_possible(int n) { return Fft<float>::possible(n); }
     return guarded([&] { return new Tones<T>(static_cast<const Grid<T> *>(grid), real, imag, outputs, bins); });              \
   }                                                                                                                           \
   void sc_free_tones_##X(void *tones) { delete static_cast<Tones<T> *>(tones); }                                              \
-  int sc_hear_##X(int use, const void *tones, const T *spectrum, int64_t groups, T *out, const int32_t *rows,                 \
-                  const T *scale, int64_t paths, int images, int present, int threads) {                                      \
-    const Target<T> target{out, rows, scale, paths, images, present};                                                         \
-    return operations(use, T()).hear(static_cast<const Tones<T> *>(tones), spectrum, groups, &target, threads);               \
-  }                                                                                                                           \
   void sc_free_lowpass_##X(void *lowpass) { delete static_cast<Lowpass<T> *>(lowpass); }                                      \
-  int sc_extend_##X(int use, const void *grid, const T *x, const T *scale, int images, int present, int64_t size,             \
-                    const int32_t *rows, const int32_t *columns, T *U) {                                                      \
-    return operations(use, T()).extend(static_cast<const Grid<T> *>(grid), x, scale, images, present, size, rows, columns, U); \
+  void sc_extend_##X(int use, const void *grid, const T *x, const T *scale, int images, int present, int64_t size,            \
+                     const int32_t *rows, const int32_t *columns, T *U) {                                                     \
+    operations(use, T()).extend(static_cast<const Grid<T> *>(grid), x, scale, images, present, size, rows, columns, U);       \
   }                                                                                                                           \
-  int sc_spectrum_##X(int use, const void *grid, const T *U, T *spectrum, int64_t groups, int threads) {                      \
-    return operations(use, T()).spectrum(static_cast<const Grid<T> *>(grid), U, spectrum, groups, threads);                   \
+  int64_t sc_workspace_##X(int use, const Step *steps, int64_t count) {                                                       \
+    Worker worker{nullptr, nullptr};                                                                                          \
+    run<T>(operations(use, T()), steps, count, nullptr, {}, worker);                                                          \
+    return int64_t((worker.asked + kPage - 1) / kPage * kPage);                                                               \
   }                                                                                                                           \
-  int sc_wavelet_##X(int use, const void *bank, int first, int filters, const void *lowpass, const T *spectrum,               \
-                     int64_t groups, T *deeper, T *out, const int32_t *rows, const T *scale, int64_t paths, int images,   \
-                     int present, int threads) {                                                                              \
-    const Target<T> target{out, rows, scale, paths, images, present};                                                         \
-    return operations(use, T()).wavelet(static_cast<const Bank<T> *>(bank), first, filters,                                   \
-                                        static_cast<const Lowpass<T> *>(lowpass), spectrum, groups, deeper, out ? &target : nullptr, \
-                                        threads);                                                                             \
-  }                                                                                                                           \
-  int sc_average_##X(int use, const void *lowpass, const T *U, int64_t groups, T *out, const int32_t *rows, const T *scale,   \
-                     int64_t paths, int images, int present, int threads) {                                                   \
-    const Target<T> target{out, rows, scale, paths, images, present};                                                         \
-    return operations(use, T()).average(static_cast<const Lowpass<T> *>(lowpass), U, groups, &target, threads);               \
+  void sc_run_##X(int use, const Step *steps, int64_t count, char *memory, char *workspaces, int64_t workspace, T *out,       \
+                  const T *scale, int64_t paths, int images, int present, int threads) {                                      \
+    const Target<T> target{out, nullptr, scale, paths, images, present};                                                      \
+    Team::run(threads, workspaces, size_t(workspace),                                                                         \
+              [&](Worker &worker) { run<T>(operations(use, T()), steps, count, memory, target, worker); });                   \
   }
 
 SC_API(float, f)

@@ -27,9 +27,10 @@ struct Pass {
   int radix;
   double first, later;
 };
-constexpr Pass kPasses[] = {{16, 8.4, 11.1}, {13, 11.6, 15.9}, {12, 5.8, 9.1}, {11, 10.9, 13.6}, {10, 6.3, 9.3},
-                            {9, 5.9, 10.6},  {8, 5.6, 7.8},    {7, 5.1, 8.9},  {6, 3.8, 6.9},    {5, 4.3, 7.5},
-                            {4, 3.1, 5.5},   {3, 3.0, 5.3},    {2, 2.3, 4.6}};
+constexpr int kLargestRadix = 24;
+constexpr Pass kPasses[] = {{24, 7.5, 9.9}, {16, 8.4, 11.1}, {13, 11.6, 15.9}, {12, 5.8, 9.1},
+                            {11, 10.9, 13.6}, {10, 6.3, 9.3}, {9, 5.9, 10.6}, {8, 5.6, 7.8},   {7, 5.1, 8.9},
+                            {6, 3.8, 6.9},   {5, 4.3, 7.5}, {4, 3.1, 5.5},   {3, 3.0, 5.3},   {2, 2.3, 4.6}};
 
 struct Radices {
   double cost;
@@ -37,12 +38,12 @@ struct Radices {
 };
 
 // The passes of a transform of n points, or what remains of it, that cost least.
-Radices cheapest(int n, bool first, int most = 16) {
+Radices cheapest(int n, bool first, int most = kLargestRadix) {
   if (n == 1) return {0, {}};
   Radices best{1e9, {}};
   for (const Pass &pass : kPasses) {
     if (n % pass.radix || pass.radix > most) continue;
-    Radices rest = cheapest(n / pass.radix, false, first ? 16 : pass.radix);
+    Radices rest = cheapest(n / pass.radix, false, first ? kLargestRadix : pass.radix);
     rest.cost += first ? pass.first : pass.later;
     if (rest.cost >= best.cost) continue;
     rest.radix.insert(rest.radix.begin(), pass.radix);

@@ -8,6 +8,7 @@
 #include "fft.h"
 #include "simd.h"
 #include "smooth.h"
+#include "team.h"
 
 namespace {
 
@@ -299,8 +300,8 @@ template <class T, int V> struct Points {
     else if (c + 1 == vectors(grid)) forth->columns(grid, u, nullptr, 1, c);
   }
 
-  static int wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *Y,
-                     const Target<T> *target, int threads) {
+  static void wavelet(const Bank<T> *bank, int first, int filters, const Lowpass<T> *lowpass, const T *X, int64_t groups, T *Y,
+                     const Target<T> *target, Worker &worker) {
     const Grid<T> &grid = *bank->grid;
     if (!target) lowpass = nullptr;
     const long half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0, n_u = long(grid.n1) * std::max(2, grid.width);
@@ -308,7 +309,7 @@ template <class T, int V> struct Points {
     const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<C>(grid.n2) + Space::bytes<R>(n_u) +
                          Space::bytes<R>(n_smooth) + Space::bytes<R>(n_turned) + Space::bytes<R>(n_averages) +
                          (Y ? Forth::bytes(grid) : 0);
-    return each(filters * groups, threads, bytes, [&](long job, Space &space) {
+    each(filters * groups, worker, bytes, [&](long job, Space &space) {
       const Filter<T> &filter = bank->filters[first + job / groups];
       const T *from = X + job % groups * 2 * half;
       C *z = space.take<C>(grid.n1 * pitch(grid)), *line = space.take<C>(grid.n2);
@@ -330,11 +331,11 @@ template <class T, int V> struct Points {
     take<W>(lowpass, u, c, smooth);
   }
 
-  static int average(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, int threads) {
+  static void average(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, Worker &worker) {
     const Grid<T> &grid = *lowpass->grid;
     const size_t bytes = Space::bytes<R>(long(grid.n1) * grid.width) + Space::bytes<R>(smooth_size(*lowpass)) +
                          Space::bytes<R>(turned_size(*lowpass)) + Space::bytes<R>(averages_size(*lowpass));
-    return each(groups, threads, bytes, [&](long g, Space &space) {
+    each(groups, worker, bytes, [&](long g, Space &space) {
       const R *from = reinterpret_cast<const R *>(U) + g * (grid.field() / V);
       R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(smooth_size(*lowpass));
       R *turned = space.take<R>(turned_size(*lowpass)), *averages = space.take<R>(averages_size(*lowpass));
@@ -344,8 +345,8 @@ template <class T, int V> struct Points {
     });
   }
 
-  static int hear(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, int threads) {
-    return each(groups, threads, 1, [&](long g, Space &) {
+  static void hear(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, Worker &worker) {
+    each(groups, worker, 1, [&](long g, Space &) {
       const T *from = X + g * 2 * tones->grid->half(), *weights = tones->weights.data();
       T *out = target->where(g, tones->outputs);
       if (!out) return;
@@ -363,10 +364,10 @@ template <class T, int V> struct Points {
     });
   }
 
-  static int spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, int threads) {
+  static void spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, Worker &worker) {
     const Grid<T> &grid = *plan;
     const long columns = vectors(grid);
-    return each(groups, threads, Forth::bytes(grid), [&](long g, Space &space) {
+    each(groups, worker, Forth::bytes(grid), [&](long g, Space &space) {
       const R *from = reinterpret_cast<const R *>(field) + g * (grid.field() / V);
       Forth forth(grid, space, X + g * 2 * grid.half());
       for (long c = 0; c < columns; c += 2)
@@ -375,7 +376,7 @@ template <class T, int V> struct Points {
     });
   }
 
-  static int extend(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
+  static void extend(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
                     const int32_t *columns, T *U) {
     for (int image = 0; image < images; image++)
       for (int r = 0; r < grid->n1; r++) {
@@ -384,7 +385,6 @@ template <class T, int V> struct Points {
         const int32_t *column = columns + (grid->line ? long(r) * grid->n2 : 0);
         for (int c = 0; c < grid->stride; c++) to[c] = c < grid->n2 && image < present ? factor * from[column[c]] : T(0);
       }
-    return 0;
   }
 
   static constexpr Operations<T> operations() { return {V, true, extend, spectrum, wavelet, average, hear}; }

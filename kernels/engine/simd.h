@@ -1,13 +1,10 @@
-// What both kinds of loops share: vectors of lanes, square roots, workspaces, threads.
+// What all loops share: vectors of lanes, square roots.
 #pragma once
-#include <atomic>
 #include <cstdint>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <initializer_list>
-#include <thread>
 #if defined(__AVX512VL__)
 #include <immintrin.h>
 #endif
@@ -104,47 +101,5 @@ SC_INLINE Lanes<float, 8>::type root(Lanes<float, 8>::type s) {
   return newton<Lanes<float, 8>::type>(s, (Lanes<float, 8>::type)_mm256_rsqrt14_ps(_mm256_max_ps((__m256)s, _mm256_set1_ps(1e-37f))));
 }
 #endif
-
-// --- Workspaces and threads ---
-
-// One thread's memory, cut into arrays that start on cache lines.
-class Space {
- public:
-  explicit Space(size_t bytes) : base_(borrow(bytes, &size_)) {}
-  ~Space() { give_back(base_, size_); }
-  Space(const Space &) = delete;
-  explicit operator bool() const { return base_; }
-  void clear() { used_ = 0; }
-  template <class E> E *take(long count) {
-    E *p = reinterpret_cast<E *>(base_ + used_);
-    used_ += bytes<E>(count);
-    return p;
-  }
-  template <class E> static size_t bytes(long count) { return (count * sizeof(E) + 127) / 128 * 128; }
-
- private:
-  size_t size_ = 0, used_ = 0;
-  char *base_;
-};
-
-// Do job(index, space) for every index. Each writes outputs of its own, so that the number of threads changes no bit.
-template <class Job> int each(long count, int threads, size_t bytes, const Job &job) {
-  std::atomic<long> next{0};
-  std::atomic<int> failed{0};
-  const auto work = [&] {
-    Space space(bytes);
-    if (!space) { failed = 1; return; }
-    for (long i; (i = next++) < count; space.clear()) job(i, space);
-  };
-  std::vector<std::thread> others;
-  try {
-    for (long k = 1; k < threads && k < count; k++) others.emplace_back(work);
-  } catch (const std::exception &) {
-    // The system gives no more threads: those that there are do it all.
-  }
-  work();
-  for (std::thread &other : others) other.join();
-  return failed;
-}
 
 }  // namespace

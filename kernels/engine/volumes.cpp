@@ -7,49 +7,16 @@
 // to a wavelet that is not odd at the Nyquist frequency of an axis along which it should be.
 #include "volumes.h"
 
-#include <exception>
 #include <algorithm>
-#include <exception>
 
 #include "fft.h"
 #include "powers.h"
 #include "simd.h"
+#include "team.h"
 
 namespace {
 
 long ceiling(long n, long step) { return (n + step - 1) / step; }
-
-// Memory cut into arrays that start on cache lines.
-class Cut {
- public:
-  explicit Cut(char *base) : base_(base) {}
-  template <class E> E *take(long count) {
-    E *p = reinterpret_cast<E *>(base_ + used_);
-    used_ += ceiling(count * long(sizeof(E)), 128) * 128;
-    return p;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char *base_;
-  int64_t used_ = 0;
-};
-
-// Do job(index, memory) for every index, each thread with memory of its own. Each job writes outputs of its own.
-template <class Job> void share(long count, int threads, char *memory, int64_t bytes, const Job &job) {
-  std::atomic<long> next{0};
-  const auto work = [&](long thread) {
-    for (long i; (i = next++) < count;) job(i, memory + thread * bytes);
-  };
-  std::vector<std::thread> others;
-  try {
-    for (long k = 1; k < threads && k < count; k++) others.emplace_back(work, k);
-  } catch (const std::exception &) {
-    // The system gives no more threads: those that there are do it all.
-  }
-  work(0);
-  for (std::thread &other : others) other.join();
-}
 
 template <class T, int V> class Solid {
   typedef typename Lanes<T, V>::type R;
@@ -64,15 +31,17 @@ template <class T, int V> class Solid {
   void scatter(const T *x, const T *scale, int64_t count, double *out, int64_t paths, char *memory, int threads) const {
     const int64_t n_powers = int64_t(v_.powers.size()), size = int64_t(v_.d) * v_.h * v_.w;
     char *spaces = memory + count * spectrum_bytes(0);
-    share(count, threads, spaces, work_bytes(), [&](long i, char *space) {
-      start(x + i * size, scale[i], out + i * paths, reinterpret_cast<C *>(memory + i * spectrum_bytes(0)), Work(*this, space));
-    });
     const std::vector<Job> all = jobs();
-    share(long(all.size()) * count, threads, spaces, work_bytes(), [&](long i, char *space) {
-      const Job &job = all[i / count];
-      const Work work(*this, space);
-      descend(job.node, job.node + 1, job.degree, reinterpret_cast<const C *>(memory + i % count * spectrum_bytes(0)),
-              out + i % count * paths, n_powers, 0, work);
+    const size_t bytes = size_t(work_bytes());
+    Team::run(threads, spaces, bytes, [&](Worker &worker) {
+      each(count, worker, bytes, [&](long i, Space &space) {
+        start(x + i * size, scale[i], out + i * paths, reinterpret_cast<C *>(memory + i * spectrum_bytes(0)), Work(*this, space));
+      });
+      each(long(all.size()) * count, worker, bytes, [&](long i, Space &space) {
+        const Job &job = all[i / count];
+        descend(job.node, job.node + 1, job.degree, reinterpret_cast<const C *>(memory + i % count * spectrum_bytes(0)),
+                out + i % count * paths, n_powers, 0, Work(*this, space));
+      });
     });
   }
 
@@ -93,22 +62,21 @@ template <class T, int V> class Solid {
     C *line;
     C *spectra;
     int64_t bytes;
-    Work(const Solid &s, char *base) {
+    Work(const Solid &s, Space &space) {
       const Volumes<T> &v = s.v_;
       long depth = 0, planes = 0;
       for (const Harmonics<T> &h : v.harmonics) {
         depth = std::max<long>(depth, h.depth);
         planes = std::max<long>(planes, (h.degree + 1l) * h.depth);
       }
-      Cut cut(base);
-      lines = cut.template take<C>(s.columns_ * planes * v.h);
-      side = cut.template take<T>(2 * planes * s.rows_ * V);
-      first = cut.template take<C>(depth * s.pitch_);
-      second = cut.template take<C>(depth * s.pitch_);
-      field = cut.template take<R>(long(v.h) * v.d);
-      line = cut.template take<C>(std::max({v.d, v.h, v.w}));
-      spectra = cut.template take<C>(0);
-      bytes = cut.used();
+      lines = space.template take<C>(s.columns_ * planes * v.h);
+      side = space.template take<T>(2 * planes * s.rows_ * V);
+      first = space.template take<C>(depth * s.pitch_);
+      second = space.template take<C>(depth * s.pitch_);
+      field = space.template take<R>(long(v.h) * v.d);
+      line = space.template take<C>(std::max({v.d, v.h, v.w}));
+      spectra = space.template take<C>(0);
+      bytes = int64_t(space.used());
     }
   };
 
@@ -124,7 +92,8 @@ template <class T, int V> class Solid {
   int64_t work_bytes() const {
     int64_t deeper = 0;
     if (!v_.nodes.empty()) deepest(0, int(v_.nodes.size()), 0, deeper);
-    return ceiling(Work(*this, nullptr).bytes + deeper, 4096) * 4096;
+    Space none(nullptr);
+    return ceiling(Work(*this, none).bytes + deeper, kPage) * kPage;
   }
   void deepest(int node, int end, int64_t used, int64_t &most) const {
     for (; node < end; node = v_.nodes[node].end)

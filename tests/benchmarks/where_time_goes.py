@@ -18,8 +18,7 @@ from scattercube.flows.bench import best_s
 from scattercube.kernels import HarmonicScattering3D, Scattering2D, TimeFrequencyScattering
 from scattercube.kernels.cascade import Cascade
 from scattercube.kernels.engine.library import Engine
-
-GOES_ON = 7  # argument of the engine's `wavelet`: where |x ∗ ψ| is kept; NULL at the last order
+from scattercube.kernels.fused_cpu import Plan, Schedule
 
 
 @dataclass(frozen=True)
@@ -89,27 +88,30 @@ def transforms(S: Any) -> tuple[float, float]:
 def stopwatch() -> Iterator[Counter[str]]:
     """Collect the seconds spent in each operation of the compiled engine."""
     seconds: Counter[str] = Counter()
-    found = Engine.__getattr__
+    found, run = Engine.__getattr__, Plan.run
 
     def timed(self: Engine, name: str) -> Callable[..., Any]:
         function = found(self, name)
+        return function if name == "run" else lambda *arguments: watched(name, lambda: function(*arguments))
 
-        def call(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*arguments)
-            what = name
+    def step_by_step(self: Plan, schedule: Schedule, steps: slice, *arguments: Any) -> None:
+        for i, step in enumerate(schedule.steps):
+            name = step.call
             if name == "wavelet":
-                what = f"wavelet, {'last' if arguments[GOES_ON] is None else 'inner'}"
-            seconds[what] += time.perf_counter() - start
-            return result
+                name = f"wavelet, {'last' if step.deeper is None else 'inner'}"
+            watched(name, lambda i=i: run(self, schedule, slice(i, i + 1), *arguments))
 
-        return call
+    def watched(name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = call()
+        seconds[name] += time.perf_counter() - start
+        return result
 
-    Engine.__getattr__ = timed  # type: ignore[method-assign]
+    Engine.__getattr__, Plan.run = timed, step_by_step  # type: ignore[method-assign]
     try:
         yield seconds
     finally:
-        Engine.__getattr__ = found  # type: ignore[method-assign]
+        Engine.__getattr__, Plan.run = found, run  # type: ignore[method-assign]
 
 
 def scipy_rate() -> float:
