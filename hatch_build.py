@@ -12,7 +12,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("lanes.cpp", "points.cpp", "volumes.cpp", "plan.cpp", "module.cpp")  # the longest first
+SOURCES = ("lanes.cpp", "points.cpp", "volumes.cpp", "bands.cpp", "plan.cpp", "module.cpp")  # the longest first
 FLAGS = (
     *("-O2", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),

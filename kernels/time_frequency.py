@@ -6,16 +6,19 @@ References
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import primitives
-from scattercube.kernels.arguments import Rebuilt, checked, integer
+from scattercube.kernels import fused_bands, primitives
+from scattercube.kernels.arguments import Rebuilt, checked, integer, units
 from scattercube.kernels.axes import Padding
 from scattercube.kernels.bands import BandBank, Bands, band_labels, modulus_across, modulus_across_adjoint
 from scattercube.kernels.device import Array, Device, block_nbytes, device_of, namespace
@@ -69,6 +72,33 @@ class _Stage:
     def met(self, parts: Sequence[_Part]) -> Iterator[_Part]:
         """Choose the bands that ψ2 meets."""
         return (part for part in parts if part.j < self.j)
+
+
+@dataclass(frozen=True)
+class Share:
+    """How calls that do not depend on each other are made: one after the other, or by the threads of a pool."""
+
+    pool: ThreadPoolExecutor | None
+    threads: int
+
+    def __call__(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+        """Return the results of the calls, in order."""
+        return list((self.pool.map if self.pool else map)(function, *arguments))
+
+    def slices(self, n: int) -> list[slice]:
+        """Cut n things into a slice for each thread."""
+        ends = [n * k // self.threads for k in range(self.threads + 1)]
+        return [slice(a, b) for a, b in pairwise(ends) if a < b]
+
+
+@contextmanager
+def workers(threads: int) -> Iterator[Share]:
+    """Share work among so many threads."""
+    if threads == 1:
+        yield Share(None, 1)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield Share(pool, threads)
 
 
 class TimeFrequencyScattering(Rebuilt):
@@ -160,10 +190,11 @@ class TimeFrequencyScattering(Rebuilt):
         kept = (len(self._bands.kept),) if format == "joint" else ()
         self.output_shape = (len(labels), *kept, *self._time.output_shape[1:])
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, threads: int = 1) -> Array:
         r"""Return the coefficients (…, \*output_shape) of signals (…, N), in the namespace of ``x``.
 
-        The same call gives the same bits; what else is in the batch changes the coefficients by rounding alone.
+        The same signals give the same bits, whatever ``threads``, how many of its threads work on NumPy arrays; what else
+        is in the batch changes the coefficients by rounding alone.
 
         Raises
         ------
@@ -172,10 +203,15 @@ class TimeFrequencyScattering(Rebuilt):
         ValueError
             The last axis is not N, or a value is not finite.
         """
-        batch = checked(x, self.shape, self.dtype)
+        batch, threads = checked(x, self.shape, self.dtype), integer("threads", threads, 1)
         result = namespace(x).empty((len(batch), self._n_rows, self.output_shape[-1]), dtype=self.dtype)
-        for part in self._blocks(batch):
-            self._scatter(batch[part], result[part])
+        with workers(threads if device_of(x) == "cpu" else 1) as share:
+            for part in self._blocks(batch):
+                block = batch[part].astype(self.dtype, copy=False)
+                unit = units(block)[:, None]
+                self._scatter(block / unit, result[part], share)
+                with np.errstate(over="ignore"):  # as in a cascade
+                    result[part] *= unit[..., None]
         return result.reshape(x.shape[:-1] + self.output_shape)
 
     def adjoint(self, x: Array, g: Array) -> Array:
@@ -272,56 +308,85 @@ class TimeFrequencyScattering(Rebuilt):
     def _extended(self, signals: Array) -> Array:
         return primitives.extend(signals.astype(self.dtype, copy=False), self._time._indices)
 
-    def _scatter(self, signals: Array, out: Array) -> None:
+    def _scatter(self, signals: Array, out: Array, share: Share) -> None:
         """Fill the coefficients of a block of signals."""
         xp, signal = namespace(signals), self._extended(signals)
         if self.format == "time":
             primitives.average(signal, self._lowpass(0), out, slice(0, 1))
         X = primitives.spectrum(signal, 1)
         del signal
-        parts, S1 = self._first_order(X)
+        parts, S1 = self._first_order(X, share)
         del X
-        out[:, self._order_1.rows] = xp.moveaxis(modulus_across(S1, self._order_1.bank), 1, 0)
+        out[:, self._order_1.rows] = xp.moveaxis(self._modulus_across(S1, self._order_1.bank, share), 1, 0)
         del S1
         for stage in self._stages:
-            Y = self._second_order(parts, stage)
-            Y = xp.moveaxis(modulus_across(Y, stage.bank), -1, 0)
-            primitives.average(Y, self._lowpass(stage.j), out, stage.rows)
+            Y = self._second_order(parts, stage, share)
+            Z = xp.moveaxis(self._modulus_across(Y, stage.bank, share), -1, 0)
             del Y
+            self._average(Z, stage, out, share)
+            del Z
 
-    def _first_order(self, X: Array) -> tuple[list[_Part], Array]:
+    def _modulus_across(self, Y: Array, bank: BandBank, share: Share) -> Array:
+        fused = self._fused.get(id(bank)) if device_of(Y) == "cpu" else None
+        return fused(Y, share.threads) if fused else modulus_across(Y, bank)
+
+    @cached_property
+    def _fused(self) -> dict[int, fused_bands.Plan]:
+        """The compiled engine's plan for each bank; none without an engine."""
+        banks = [stage.bank for stage in (self._order_1, *self._stages)]
+        plans = {id(bank): fused_bands.plan(bank, self.dtype) for bank in banks}
+        return {key: made for key, made in plans.items() if made}
+
+    def _average(self, Z: Array, stage: _Stage, out: Array, share: Share) -> None:
+        """Average (n, outputs, signals) along time, each into its row."""
+        low = self._lowpass(stage.j)
+
+        def some(outputs: slice) -> None:
+            rows = slice(stage.rows.start + outputs.start, stage.rows.start + outputs.stop)
+            primitives.average(Z[:, outputs], low, out, rows)
+
+        share(some, share.slices(Z.shape[1]))
+
+    def _first_order(self, X: Array, share: Share) -> tuple[list[_Part], Array]:
         """Return |x ∗ ψ1| as spectra, and its average (bands, signals, times)."""
-        xp, time, band = namespace(X), self._time, 0
-        parts, averages = [], []
+        xp, time = namespace(X), self._time
+
+        def part(j: int, filters: slice, band: int) -> tuple[_Part, Array]:
+            U = primitives.wavelet_modulus(X, time._bank((j,)), filters)
+            bands = slice(band, band + U.shape[1])
+            return _Part(j, filters, bands, primitives.spectrum(U, 1)), primitives.smooth(U, self._lowpass(j))
+
+        some, band = [], 0
         for j, group in time._groups[0].items():
             step, _ = time._at_once(j, len(group), X.shape[-1], device_of(X))
             for start in range(0, len(group), step):
                 filters = slice(start, min(start + step, len(group)))
-                U = primitives.wavelet_modulus(X, time._bank((j,)), filters)
-                averages.append(primitives.smooth(U, self._lowpass(j)))
-                bands = slice(band, band + U.shape[1])
-                parts.append(_Part(j, filters, bands, primitives.spectrum(U, 1)))
-                band = bands.stop
-        return parts, xp.moveaxis(xp.concatenate(averages, axis=1), 0, -1)
+                some.append((j, filters, band + start))
+            band += len(group)
+        parts, averages = zip(*share(part, *zip(*some, strict=True)), strict=True)
+        return list(parts), xp.moveaxis(xp.concatenate(averages, axis=1), 0, -1)
 
-    def _second_order(self, parts: list[_Part], stage: _Stage) -> Array:
+    def _second_order(self, parts: list[_Part], stage: _Stage, share: Share) -> Array:
         """Return |x ∗ ψ1| ∗ ψ2, for all bands of smaller scale than ψ2: (bands, signals, n) complex."""
         spectrum = parts[0].spectrum
         xp, (n,) = namespace(spectrum), self._time._grid(self._time._level(stage.j))
         Y = xp.empty((stage.bank.n_bands, spectrum.shape[-1], n), spectrum.dtype)
-        for part in stage.met(parts):
+
+        def some(part: _Part) -> None:
             y = primitives.wavelet(part.spectrum, self._time._bank((part.j, stage.j)), stage.wavelet)
             Y[part.bands] = xp.moveaxis(y[:, 0], 0, -1)
+
+        share(some, stage.met(parts))
         return Y
 
     def _ascend(self, X: Array, g: Array) -> Array:
         """Return the gradient with respect to the spectra ``X`` of what follows from them, weighted by ``g``."""
-        xp, time = namespace(X), self._time
-        parts, S1 = self._first_order(X)
+        xp, time, alone = namespace(X), self._time, Share(None, 1)
+        parts, S1 = self._first_order(X, alone)
         totals = {part.bands.start: xp.zeros_like(part.spectrum) for part in parts}
         for stage in self._stages:
             G = xp.moveaxis(primitives.average_adjoint(g, self._lowpass(stage.j), stage.rows), 0, -1)
-            G = modulus_across_adjoint(self._second_order(parts, stage), stage.bank, G)
+            G = modulus_across_adjoint(self._second_order(parts, stage, alone), stage.bank, G)
             for part in stage.met(parts):
                 here = xp.ascontiguousarray(xp.moveaxis(G[part.bands], -1, 0))[:, None]
                 bank = time._bank((part.j, stage.j))
@@ -339,7 +404,7 @@ class TimeFrequencyScattering(Rebuilt):
 
     # --- Blocks: memory does not grow with the batch ---
 
-    def nbytes(self, batch: int, device: Device = "cpu") -> int:
+    def nbytes(self, batch: int, device: Device = "cpu", threads: int = 1) -> int:
         """Project the peak bytes that ``S(x)`` allocates for ``batch`` signals of its own dtype, the result included.
 
         Signals are taken in blocks, so that beyond the result the peak does not grow with the batch. The filters, which
@@ -348,28 +413,34 @@ class TimeFrequencyScattering(Rebuilt):
         time, itemsize = self._time, self.dtype.itemsize
         n_signals = min(batch, self._signals_at_once(device))
         signal = n_signals * time._signal_nbytes(0)
-        peak, spectra = 3 * signal, 2 * signal  # while X is made, and X
+        scaled = n_signals * self.shape[0] * itemsize  # by its unit
+        peak, spectra = 3 * signal, 2 * signal + scaled  # while X is made, and X
         for j, group in time._groups[0].items():
             step, _ = time._at_once(j, len(group), n_signals, device)
             U = n_signals * time._signal_nbytes(time._level(j))
-            peak = max(peak, spectra + 2 * U * (len(group) - len(group) % step) + 3 * U * step)
+            whole = len(group) - len(group) % step
+            peak = max(peak, spectra + 2 * U * whole + 3 * U * min(threads * step, len(group)))
             spectra += 2 * U * len(group)
         n_times = n_signals * self.output_shape[-1] * itemsize
         S1 = len(self._first) * n_times
         peak, spectra = max(peak, spectra + 2 * S1), spectra - 2 * signal
-        peak = max(peak, spectra + 2 * S1 + self._across_nbytes(self._order_1.bank, n_times, device))
+        peak = max(peak, spectra + 2 * S1 + self._across_nbytes(self._order_1.bank, n_times, device, threads))
         for stage in self._stages:
             level = time._level(stage.j)
             line = n_signals * time._signal_nbytes(level)
             Y, Z = 2 * stage.bank.n_bands * line, stage.bank.n_outputs * line
-            y = 2 * line * max(len(group) for j, group in time._groups[0].items() if j < stage.j)
+            widths = sorted(len(group) for j, group in time._groups[0].items() if j < stage.j)
+            y = 2 * line * sum(widths[-threads:])
             smoothed = Z + time._smoothing_nbytes(level, Z) + stage.bank.n_outputs * n_times
-            peak = max(peak, spectra + max(Y + max(y, self._across_nbytes(stage.bank, line, device)), smoothed))
-        whole: int = batch * self._n_rows * self.output_shape[-1] * itemsize + peak
-        return whole
+            across = self._across_nbytes(stage.bank, line, device, threads)
+            peak = max(peak, spectra + max(Y + max(y, across), smoothed))
+        everything: int = batch * self._n_rows * self.output_shape[-1] * itemsize + peak
+        return everything
 
-    def _across_nbytes(self, bank: BandBank, line: int, device: Device) -> int:
-        """What `modulus_across` allocates for bands of so many bytes, real ones."""
+    def _across_nbytes(self, bank: BandBank, line: int, device: Device, threads: int) -> int:
+        """What the moduli across bands of so many bytes, real ones, allocate."""
+        if device == "cpu" and (fused := self._fused.get(id(bank))):
+            return bank.n_outputs * line + fused.nbytes(threads)
         lanes = min(line, bank.lanes_at_once(block_nbytes(device)) * self.dtype.itemsize)
         return bank.n_outputs * (line + lanes) + 3 * len(bank.kernels.host) * lanes
 

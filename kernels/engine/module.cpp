@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "bands.h"
 #include "lanes.h"
 #include "volumes.h"
 
@@ -146,4 +147,18 @@ SC_API(double, d)
 
 SC_VOLUMES(float, f)
 SC_VOLUMES(double, d)
+
+#define SC_BANDS(T, X)                                                                                                        \
+  void *sc_band_bank_##X(int rows, int bands, int outputs, const T *kernels, const T *smoothing, double drop) {               \
+    return guarded([&] { return new BandBank<T>(rows, bands, outputs, kernels, smoothing, drop); });                          \
+  }                                                                                                                           \
+  void sc_free_band_bank_##X(void *bank) { delete static_cast<BandBank<T> *>(bank); }                                         \
+  int64_t sc_band_workspace_##X(const void *bank) { return int64_t(static_cast<const BandBank<T> *>(bank)->workspace()); }    \
+  void sc_modulus_across_##X(const void *bank, const T *Y, int64_t lanes, T *Z, char *workspaces, int threads) {              \
+    const BandBank<T> &b = *static_cast<const BandBank<T> *>(bank);                                                           \
+    Team::run(threads, workspaces, b.workspace(), [&](Worker &worker) { b.modulus(Y, lanes, Z, worker); });                   \
+  }
+
+SC_BANDS(float, f)
+SC_BANDS(double, d)
 }

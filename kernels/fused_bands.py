@@ -1,0 +1,51 @@
+"""Moduli across bands as the compiled engine takes them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scattercube.kernels.bands import BandBank
+from scattercube.kernels.engine.library import Engine, active_engine
+
+_ALIGNMENT = 64
+
+
+def plan(bank: BandBank, dtype: np.dtype[Any]) -> "Plan | None":
+    """Return the plan of `modulus_across` for a bank; None where no engine is at hand."""
+    return None if active_engine() == "portable" else Plan(bank, dtype)
+
+
+class Plan:
+    """`modulus_across` as the engine runs it: a few vectors of lanes at a time, every band of which stays in cache.
+
+    Parameters
+    ----------
+    bank
+        The filters.
+    dtype
+        float32 or float64.
+    """
+
+    def __init__(self, bank: BandBank, dtype: np.dtype[Any]) -> None:
+        self._engine, self._dtype, self._n_outputs = Engine(dtype), dtype, bank.n_outputs
+        kernels, smoothing = np.ascontiguousarray(bank.kernels.host), np.ascontiguousarray(bank.smoothing.host)
+        handle = self._engine.band_bank(
+            *(len(kernels), bank.n_bands, bank.n_outputs, kernels.ctypes.data, smoothing.ctypes.data),
+            float(np.finfo(dtype).eps),
+        )
+        self._handle = self._engine.own(self, "band_bank", handle)
+
+    def __call__(self, Y: NDArray[Any], threads: int) -> NDArray[Any]:
+        """Return the smoothed |Y ∗ ψ| of every filter: (bands, …) → (outputs, …) real."""
+        Y = np.ascontiguousarray(Y, np.result_type(self._dtype, np.complex64))
+        Z = np.empty((self._n_outputs, *Y.shape[1:]), self._dtype)
+        memory = np.empty(self.nbytes(threads), np.uint8)
+        start = memory.ctypes.data + -memory.ctypes.data % _ALIGNMENT
+        lanes = Y[0].size
+        self._engine.modulus_across(self._handle, Y.ctypes.data, lanes, Z.ctypes.data, start, threads)
+        return Z
+
+    def nbytes(self, threads: int) -> int:
+        """Return the bytes that the engine works in beside ``Y`` and the result."""
+        return threads * int(self._engine.band_workspace(self._handle)) + _ALIGNMENT
