@@ -8,14 +8,16 @@ References
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import primitives
+from scattercube.kernels import fused_bands, primitives
+from scattercube.kernels.axes import Padding
 from scattercube.kernels.cascade import TRUNCATION
-from scattercube.kernels.device import Array, Constant, block_nbytes, device_of, namespace
+from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.morlet import SIGMA_0, Morlet1D, gaussian_spectrum, morlet_bank
 from scattercube.kernels.paths import Quantity
 
@@ -83,9 +85,21 @@ class BandBank:
         """How many outputs all its filters have."""
         return len(self.smoothing.host)
 
+    @cached_property
+    def fused(self) -> fused_bands.Plan | None:
+        """What the compiled engine does with NumPy arrays; None where there is no engine."""
+        return fused_bands.plan(self.kernels.host, self.smoothing.host)
+
     def lanes_at_once(self, cache_nbytes: int) -> int:
         """How many columns of bands meet the kernels at once: as many as stay in cache."""
         return max(1, cache_nbytes // (4 * self.kernels.host[:, 0].nbytes))
+
+    def nbytes(self, band_nbytes: int, device: Device, threads: int) -> int:
+        """Project what `modulus_across` allocates for bands of so many bytes, real ones."""
+        if device == "cpu" and self.fused:
+            return self.n_outputs * band_nbytes + self.fused.nbytes(threads)
+        lanes = min(band_nbytes, self.lanes_at_once(block_nbytes(device)) * self.smoothing.host.itemsize)
+        return self.n_outputs * (band_nbytes + lanes) + 3 * len(self.kernels.host) * lanes
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +198,21 @@ class Bands:
         return BandBank(Constant(np.concatenate(kernels).astype(complex_dtype)), Constant(smoothing))
 
 
+def scale_across(F: float | None, J_fr: int, n_nominal: int, padding: Padding) -> float:
+    """Return the scale of the average in bands, of which there are nominally so many, or refuse it."""
+    if 2**J_fr > n_nominal:
+        remedy = f"the largest possible J_fr is {n_nominal.bit_length() - 1}"
+        raise ValueError(f"J_fr={J_fr}: 2^J_fr = {2**J_fr} exceeds (J + 1)·Q1 = {n_nominal} bands; {remedy}")
+    if F is None:
+        return 1 << J_fr
+    if not isinstance(F, int | float | np.integer | np.floating):
+        raise TypeError(f"F={F!r}: expected a number of bands")
+    most, name = (2**J_fr, '2^J_fr for padding="kymatio"') if padding == "kymatio" else (n_nominal, "(J + 1)·Q1")
+    if not 1 <= F <= most:
+        raise ValueError(f"F={F}: must be from 1 to {most} bands, {name}")
+    return float(F)
+
+
 def band_labels(wavelets: Sequence[BandWavelet], per_octave: int) -> dict[str, Quantity]:
     """Return the labels of filters across bands, in cycles per octave of so many bands."""
     what = "the wavelet across bands"
@@ -198,8 +227,10 @@ def band_labels(wavelets: Sequence[BandWavelet], per_octave: int) -> dict[str, Q
     }
 
 
-def modulus_across(Y: Array, bank: BandBank) -> Array:
+def modulus_across(Y: Array, bank: BandBank, threads: int = 1) -> Array:
     """Return the smoothed |Y ∗ ψ| of every filter of a bank: (bands, …) → (outputs, …) real."""
+    if device_of(Y) == "cpu" and bank.fused:
+        return bank.fused(Y, threads)
     xp, lanes = namespace(Y), Y.shape[1:]
     kernels, smoothing = bank.kernels.on(xp), bank.smoothing.on(xp)
     Y = Y.reshape(len(Y), -1)

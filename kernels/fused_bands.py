@@ -5,34 +5,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels.bands import BandBank
 from scattercube.kernels.engine.library import Engine, active_engine
 
 _ALIGNMENT = 64
 
 
-def plan(bank: BandBank, dtype: np.dtype[Any]) -> "Plan | None":
-    """Return the plan of `modulus_across` for a bank; None where no engine is at hand."""
-    return None if active_engine() == "portable" else Plan(bank, dtype)
+def plan(kernels: NDArray[Any], smoothing: NDArray[Any]) -> "Plan | None":
+    """Return the plan of `bands.modulus_across` for a bank's matrices; None where no engine is at hand."""
+    return None if active_engine() == "portable" else Plan(kernels, smoothing)
 
 
 class Plan:
-    """`modulus_across` as the engine runs it: a few vectors of lanes at a time, every band of which stays in cache.
+    """`bands.modulus_across` as the engine runs it: a few vectors of lanes at a time, so that every band stays in cache.
 
     Parameters
     ----------
-    bank
-        The filters.
-    dtype
-        float32 or float64.
+    kernels
+        (rows, bands) complex.
+    smoothing
+        (outputs, rows) real, float32 or float64.
     """
 
-    def __init__(self, bank: BandBank, dtype: np.dtype[Any]) -> None:
-        self._engine, self._dtype, self._n_outputs = Engine(dtype), dtype, bank.n_outputs
-        kernels, smoothing = np.ascontiguousarray(bank.kernels.host), np.ascontiguousarray(bank.smoothing.host)
+    def __init__(self, kernels: NDArray[Any], smoothing: NDArray[Any]) -> None:
+        self._engine, self._dtype, self._n_outputs = Engine(smoothing.dtype), smoothing.dtype, len(smoothing)
+        kernels, smoothing = np.ascontiguousarray(kernels), np.ascontiguousarray(smoothing)
         handle = self._engine.band_bank(
-            *(len(kernels), bank.n_bands, bank.n_outputs, kernels.ctypes.data, smoothing.ctypes.data),
-            float(np.finfo(dtype).eps),
+            *(*kernels.shape, self._n_outputs, kernels.ctypes.data, smoothing.ctypes.data),
+            float(np.finfo(self._dtype).eps),
         )
         self._handle = self._engine.own(self, "band_bank", handle)
 

@@ -4,8 +4,6 @@ import math
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from scattercube.kernels.arguments import units
 from scattercube.kernels.engine.library import Engine, active_engine
 from scattercube.kernels.filterbank import Box, Lowpass, Shape
 from scattercube.kernels.fused_averages import DROP, MOST_MOMENTS, line_taps, line_tones
+from scattercube.kernels.fused_schedule import Block, Schedule, Step
 from scattercube.kernels.primitives import Smoothing
 
 if TYPE_CHECKING:
@@ -49,93 +48,6 @@ def plan(cascade: "Cascade") -> "Plan | None":
 
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Images that travel together: image b of ``present`` is signal b, b + images, … of a field.
-
-    Parameters
-    ----------
-    images
-        How many images fit, a divisor of ``lanes``.
-    present
-        How many there are.
-    use
-        How lanes are used.
-    lanes
-        Signals of a group.
-    """
-
-    images: int
-    present: int
-    use: int
-    lanes: int
-
-    def groups(self, n_prefixes: int) -> int:
-        return -(-n_prefixes * self.images // self.lanes)
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One operation of the engine.
-
-    Parameters
-    ----------
-    call
-        Its name, one of `CALLS`.
-    source, deeper
-        The offsets of what is read, a spectrum or the extended field, and of the spectra that are made, if any.
-    groups
-        How many groups of signals are read.
-    rows
-        The output row of every signal; None where nothing is averaged.
-    plan
-        What the engine has planned for it: a grid, tones, a low-pass or a bank.
-    first, count, lowpass
-        Of a bank, the first filter and how many of them, and what averages |x ∗ ψ|.
-    """
-
-    call: str
-    source: int
-    deeper: int | None
-    groups: int
-    rows: NDArray[np.int32] | None
-    plan: int
-    first: int = 0
-    count: int = 0
-    lowpass: int = 0
-
-
-CALLS = ("spectrum", "wavelet", "average", "hear")
-_STEP = np.dtype(  # struct Step in lanes.h
-    [
-        *((name, np.int32) for name in ("call", "first", "count")),
-        *((name, np.int64) for name in ("groups", "source", "deeper")),
-        *((name, np.uintp) for name in ("rows", "plan", "lowpass")),
-    ],
-    align=True,
-)
-
-
-@dataclass(eq=False)
-class Schedule:
-    """All steps of a block, the bytes of the arrays between them, and those of a thread's workspace."""
-
-    steps: list[Step]
-    nbytes: int
-    workspace_nbytes: int = 0
-
-    @cached_property
-    def table(self) -> NDArray[np.void]:
-        """The steps as the engine takes them."""
-        table = np.zeros(len(self.steps), _STEP)
-        for i, step in enumerate(self.steps):
-            rows = 0 if step.rows is None else step.rows.ctypes.data
-            deeper = -1 if step.deeper is None else step.deeper
-            numbers = (CALLS.index(step.call), step.first, step.count, step.groups, step.source, deeper)
-            table[i] = (*numbers, rows, step.plan, step.lowpass)
-        return table
 
 
 class Plan:
@@ -180,7 +92,7 @@ class Plan:
         for _ in range(outer):
             memories.put(np.empty(nbytes + _ALIGNMENT, np.uint8))
 
-        def run(start: int, block: _Block) -> None:
+        def run(start: int, block: Block) -> None:
             part = slice(start, start + block.present)
             images, memory = np.ascontiguousarray(batch[part], dtype=self._dtype), memories.get()
             try:
@@ -201,7 +113,7 @@ class Plan:
         schedules = [self._schedule(block, inner) for _, block in blocks[:1] + blocks[-1:]]
         return max((outer * each.nbytes + threads * each.workspace_nbytes for each in schedules), default=0)
 
-    def _shares(self, batch: int, threads: int) -> tuple[list[tuple[int, _Block]], int, int]:
+    def _shares(self, batch: int, threads: int) -> tuple[list[tuple[int, Block]], int, int]:
         """The blocks of a batch, how many of them work at once, and the threads of each."""
         blocks = list(self._blocks(batch))
         outer = threads if len(blocks) >= 2 * threads else 1  # images in parallel, or the filters of each
@@ -260,7 +172,7 @@ class Plan:
         real, imag = tones
         return self._own("tones", self._engine.tones(grid, real.ctypes.data, imag.ctypes.data, *real.shape))
 
-    def _bank(self, cascade: "Cascade", path: tuple[int, ...], block: _Block) -> int:
+    def _bank(self, cascade: "Cascade", path: tuple[int, ...], block: Block) -> int:
         """The engine's form of the bank that ends a path; at order 1, filters fill the lanes that images leave."""
         bank, level = cascade._bank(path), cascade._level(path[-1])
         above = cascade._level(path[-2]) if len(path) > 1 else 0
@@ -282,39 +194,39 @@ class Plan:
 
     # --- The cascade ---
 
-    def _blocks(self, batch: int) -> Iterator[tuple[int, _Block]]:
+    def _blocks(self, batch: int) -> Iterator[tuple[int, Block]]:
         """Yield (first image, block)."""
         few = self._engine.lanes(_FEW_SIGNALS)
         start = 0
         while start < batch:
             rest = batch - start
             if self._use == _POINTS:
-                block = _Block(1, 1, _POINTS, 1)
+                block = Block(1, 1, _POINTS, 1)
             elif rest > few:
-                block = _Block(self._lanes, min(rest, self._lanes), _SIGNALS, self._lanes)
+                block = Block(self._lanes, min(rest, self._lanes), _SIGNALS, self._lanes)
             else:
-                block = _Block(1 << (rest - 1).bit_length(), rest, _FEW_SIGNALS, few)
+                block = Block(1 << (rest - 1).bit_length(), rest, _FEW_SIGNALS, few)
             yield start, block
             start += block.present
 
-    def _field_nbytes(self, level: int, block: _Block) -> int:
+    def _field_nbytes(self, level: int, block: Block) -> int:
         return _aligned(int(self._engine.field(self._grids[level])) * block.lanes * self._dtype.itemsize)
 
-    def _spectrum_nbytes(self, level: int, block: _Block) -> int:
+    def _spectrum_nbytes(self, level: int, block: Block) -> int:
         return _aligned(2 * int(self._engine.half(self._grids[level])) * block.lanes * self._dtype.itemsize)
 
-    def _at_once(self, level: int, n_filters: int, groups: int, block: _Block, threads: int) -> int:
+    def _at_once(self, level: int, n_filters: int, groups: int, block: Block, threads: int) -> int:
         """How many filters make spectra at once, before paths go on from these."""
         each = groups * self._spectrum_nbytes(level, block)
         return max(1, min(n_filters, max(threads, _CACHE_NBYTES // each)))
 
-    def _n_filters(self, path: tuple[int, ...], block: _Block) -> int:
+    def _n_filters(self, path: tuple[int, ...], block: Block) -> int:
         """Filters of a bank as the engine counts them: at order 1, those that share the lanes count as one."""
         n_filters = len(self._cascade._bank(path))
         return block.groups(n_filters) if len(path) == 1 else n_filters
 
     def _scatter(
-        self, images: NDArray[Any], out: NDArray[Any], block: _Block, threads: int, memory: NDArray[np.uint8]
+        self, images: NDArray[Any], out: NDArray[Any], block: Block, threads: int, memory: NDArray[np.uint8]
     ) -> None:
         """Fill the coefficients (present, n_paths, …) of the images of a block."""
         engine, schedule = self._engine, self._schedule(block, threads)
@@ -331,7 +243,7 @@ class Plan:
         self,
         schedule: Schedule,
         steps: slice,
-        block: _Block,
+        block: Block,
         threads: int,
         base: int,
         out: NDArray[Any],
@@ -344,7 +256,7 @@ class Plan:
             *(out.ctypes.data, unit.ctypes.data, self._n_paths, block.images, block.present, threads),
         )
 
-    def _schedule(self, block: _Block, threads: int) -> Schedule:
+    def _schedule(self, block: Block, threads: int) -> Schedule:
         """The steps that take a block from its extended field, at offset 0, to all its coefficients."""
         key = (block.use, block.images, threads)
         if key not in self._schedules:
@@ -374,7 +286,7 @@ class Plan:
         groups: int,
         scales: tuple[int, ...],
         prefixes: NDArray[np.intp],
-        block: _Block,
+        block: Block,
         threads: int,
         free: int,
     ) -> None:
@@ -415,7 +327,9 @@ class Plan:
 
     def _hear(self, level: int, X: int, groups: int, rows: NDArray[np.int32]) -> Step:
         """The averages of signals from their spectra."""
-        return Step("hear", X, None, groups, rows, self._tones[level])
+        tones = self._tones[level]
+        assert tones is not None
+        return Step("hear", X, None, groups, rows, tones)
 
 
 def _trimmed(box: Box, truncation: float) -> Box:

@@ -133,3 +133,27 @@ def line_labels(wavelets: "Sequence[Morlet1D | Meyer1D]", sampling_rate: float |
             1 / (2 * math.pi * sigma), time, "standard deviation of the {nth} wavelet's Gaussian envelope in time"
         ),
     }
+
+
+def joint_paths(labels: NDArray[np.intp], banks: Sequence[tuple[str, str, int, Mapping[str, Quantity]]]) -> Paths:
+    """Label the paths of a joint time–frequency transform.
+
+    Parameters
+    ----------
+    labels
+        (paths, 4): order, n2, n_fr, n1; −1 where a path has none.
+    banks
+        What the names of a bank's columns end in, which one it is in words, its column of ``labels``, and its labels.
+    """
+    columns: dict[str, NDArray[Any]] = {"order": labels[:, 0].astype(np.int8)}
+    units, descriptions = {"order": "1"}, {"order": "scattering order: the number of wavelets along time"}
+    for m, nth, column, quantities in banks:
+        for name, quantity in quantities.items():
+            whole = quantity.values.dtype.kind == "i"
+            absent = quantity.values.dtype.type((0 if name == "spin" else -1) if whole else np.nan)
+            columns[name + m] = np.append(quantity.values, absent)[labels[:, column]]
+            units[name + m], descriptions[name + m] = quantity.unit, quantity.text.format(nth=nth)
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for row, key in enumerate(labels[:, 1:3].tolist()):
+        rows.setdefault(tuple(n for n in key if n >= 0), []).append(row)
+    return Paths(columns, units, descriptions, {key: np.array(places) for key, places in rows.items()})

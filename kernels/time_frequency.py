@@ -6,26 +6,31 @@ References
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import fused_bands, primitives
+from scattercube.kernels import primitives
 from scattercube.kernels.arguments import Rebuilt, checked, integer, units
 from scattercube.kernels.axes import Padding
-from scattercube.kernels.bands import BandBank, Bands, band_labels, modulus_across, modulus_across_adjoint
+from scattercube.kernels.bands import (
+    BandBank,
+    Bands,
+    band_labels,
+    modulus_across,
+    modulus_across_adjoint,
+    scale_across,
+)
 from scattercube.kernels.device import Array, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.morlet import Morlet1D, morlet_bank
-from scattercube.kernels.paths import Paths, line_labels
+from scattercube.kernels.paths import joint_paths, line_labels
 from scattercube.kernels.primitives import Smoothing
 from scattercube.kernels.scattering import Scattering1D
+from scattercube.kernels.threads import Share, workers
 
 Format = Literal["time", "joint"]
 
@@ -72,33 +77,6 @@ class _Stage:
     def met(self, parts: Sequence[_Part]) -> Iterator[_Part]:
         """Choose the bands that ψ2 meets."""
         return (part for part in parts if part.j < self.j)
-
-
-@dataclass(frozen=True)
-class Share:
-    """How calls that do not depend on each other are made: one after the other, or by the threads of a pool."""
-
-    pool: ThreadPoolExecutor | None
-    threads: int
-
-    def __call__(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
-        """Return the results of the calls, in order."""
-        return list((self.pool.map if self.pool else map)(function, *arguments))
-
-    def slices(self, n: int) -> list[slice]:
-        """Cut n things into a slice for each thread."""
-        ends = [n * k // self.threads for k in range(self.threads + 1)]
-        return [slice(a, b) for a, b in pairwise(ends) if a < b]
-
-
-@contextmanager
-def workers(threads: int) -> Iterator[Share]:
-    """Share work among so many threads."""
-    if threads == 1:
-        yield Share(None, 1)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        yield Share(pool, threads)
 
 
 class TimeFrequencyScattering(Rebuilt):
@@ -174,7 +152,7 @@ class TimeFrequencyScattering(Rebuilt):
         self.shape, self.dtype, self.halo = self._time.shape, self._time.dtype, self._time.halo
         self.J_fr, self.Q_fr, self.format = integer("J_fr", J_fr, 0), integer("Q_fr", Q_fr, 1), format
         n_nominal = (self.J + 1) * self.Q[0]
-        self.F = _scale_across(F, self.J_fr, n_nominal, self.padding)
+        self.F = scale_across(F, self.J_fr, n_nominal, self.padding)
         self.sampling_rate = sampling_rate
 
         self._first, self._second = (morlet_bank(self.J, q) for q in self.Q)
@@ -186,15 +164,18 @@ class TimeFrequencyScattering(Rebuilt):
         self._n_rows = len(labels)
         self._order_1 = self._stage(None, labels)
         self._stages = [self._stage(psi2, labels) for psi2 in self._second if psi2.j > self._first[0].j]
-        self.paths = self._table(np.array(labels))
+        first, second = (line_labels(bank, sampling_rate) for bank in (self._first, self._second))
+        banks = [("1", "first", 3, first)] * (format == "time")
+        banks += [("2", "second", 1, second), ("", "", 2, band_labels(self._bands.wavelets, self.Q[0]))]
+        self.paths = joint_paths(np.array(labels), banks)
         kept = (len(self._bands.kept),) if format == "joint" else ()
         self.output_shape = (len(labels), *kept, *self._time.output_shape[1:])
 
     def __call__(self, x: Array, threads: int = 1) -> Array:
         r"""Return the coefficients (…, \*output_shape) of signals (…, N), in the namespace of ``x``.
 
-        The same signals give the same bits, whatever ``threads``, how many of its threads work on NumPy arrays; what else
-        is in the batch changes the coefficients by rounding alone.
+        The same call gives the same bits, whatever ``threads``, the number of threads that work on NumPy arrays.
+        What else is in the batch changes the coefficients by rounding alone.
 
         Raises
         ------
@@ -281,25 +262,6 @@ class TimeFrequencyScattering(Rebuilt):
         place = sum(psi.j == psi2.j for psi in self._second[: psi2.n])
         return _Stage(psi2.j, slice(place, place + 1), bank, rows)
 
-    def _table(self, labels: NDArray[np.intp]) -> Paths:
-        """The labels of paths whose (order, n2, n_fr, n1) are given, −1 where a path has none."""
-        order, n2, n_fr, n1 = labels.T
-        columns: dict[str, NDArray[Any]] = {"order": order.astype(np.int8)}
-        units, descriptions = {"order": "1"}, {"order": "scattering order: the number of wavelets along time"}
-        first, second = (line_labels(bank, self.sampling_rate) for bank in (self._first, self._second))
-        banks = [("1", "first", n1, first)] * (self.format == "time")
-        banks += [("2", "second", n2, second), ("", "", n_fr, band_labels(self._bands.wavelets, self.Q[0]))]
-        for m, nth, index, quantities in banks:
-            for name, quantity in quantities.items():
-                whole = quantity.values.dtype.kind == "i"
-                absent = quantity.values.dtype.type((0 if name == "spin" else -1) if whole else np.nan)
-                columns[name + m] = np.append(quantity.values, absent)[index]
-                units[name + m], descriptions[name + m] = quantity.unit, quantity.text.format(nth=nth)
-        rows: dict[tuple[int, ...], list[int]] = {}
-        for row, key in enumerate(labels[:, 1:3].tolist()):
-            rows.setdefault(tuple(n for n in key if n >= 0), []).append(row)
-        return Paths(columns, units, descriptions, {key: np.array(places) for key, places in rows.items()})
-
     # --- The transform, and back ---
 
     def _lowpass(self, j: int) -> Smoothing:
@@ -317,25 +279,14 @@ class TimeFrequencyScattering(Rebuilt):
         del signal
         parts, S1 = self._first_order(X, share)
         del X
-        out[:, self._order_1.rows] = xp.moveaxis(self._modulus_across(S1, self._order_1.bank, share), 1, 0)
+        out[:, self._order_1.rows] = xp.moveaxis(modulus_across(S1, self._order_1.bank, share.threads), 1, 0)
         del S1
         for stage in self._stages:
             Y = self._second_order(parts, stage, share)
-            Z = xp.moveaxis(self._modulus_across(Y, stage.bank, share), -1, 0)
+            Z = xp.moveaxis(modulus_across(Y, stage.bank, share.threads), -1, 0)
             del Y
             self._average(Z, stage, out, share)
             del Z
-
-    def _modulus_across(self, Y: Array, bank: BandBank, share: Share) -> Array:
-        fused = self._fused.get(id(bank)) if device_of(Y) == "cpu" else None
-        return fused(Y, share.threads) if fused else modulus_across(Y, bank)
-
-    @cached_property
-    def _fused(self) -> dict[int, fused_bands.Plan]:
-        """The compiled engine's plan for each bank; none without an engine."""
-        banks = [stage.bank for stage in (self._order_1, *self._stages)]
-        plans = {id(bank): fused_bands.plan(bank, self.dtype) for bank in banks}
-        return {key: made for key, made in plans.items() if made}
 
     def _average(self, Z: Array, stage: _Stage, out: Array, share: Share) -> None:
         """Average (n, outputs, signals) along time, each into its row."""
@@ -424,7 +375,7 @@ class TimeFrequencyScattering(Rebuilt):
         n_times = n_signals * self.output_shape[-1] * itemsize
         S1 = len(self._first) * n_times
         peak, spectra = max(peak, spectra + 2 * S1), spectra - 2 * signal
-        peak = max(peak, spectra + 2 * S1 + self._across_nbytes(self._order_1.bank, n_times, device, threads))
+        peak = max(peak, spectra + 2 * S1 + self._order_1.bank.nbytes(n_times, device, threads))
         for stage in self._stages:
             level = time._level(stage.j)
             line = n_signals * time._signal_nbytes(level)
@@ -432,17 +383,10 @@ class TimeFrequencyScattering(Rebuilt):
             widths = sorted(len(group) for j, group in time._groups[0].items() if j < stage.j)
             y = 2 * line * sum(widths[-threads:])
             smoothed = Z + time._smoothing_nbytes(level, Z) + stage.bank.n_outputs * n_times
-            across = self._across_nbytes(stage.bank, line, device, threads)
+            across = stage.bank.nbytes(line, device, threads)
             peak = max(peak, spectra + max(Y + max(y, across), smoothed))
         everything: int = batch * self._n_rows * self.output_shape[-1] * itemsize + peak
         return everything
-
-    def _across_nbytes(self, bank: BandBank, line: int, device: Device, threads: int) -> int:
-        """What the moduli across bands of so many bytes, real ones, allocate."""
-        if device == "cpu" and (fused := self._fused.get(id(bank))):
-            return bank.n_outputs * line + fused.nbytes(threads)
-        lanes = min(line, bank.lanes_at_once(block_nbytes(device)) * self.dtype.itemsize)
-        return bank.n_outputs * (line + lanes) + 3 * len(bank.kernels.host) * lanes
 
     def _blocks(self, batch: Array) -> Iterator[slice]:
         step = self._signals_at_once(device_of(batch))
@@ -452,17 +396,3 @@ class TimeFrequencyScattering(Rebuilt):
         time = self._time
         spectra = sum(2 * len(group) * time._signal_nbytes(time._level(j)) for j, group in time._groups[0].items())
         return max(1, block_nbytes(device) // spectra)
-
-
-def _scale_across(F: float | None, J_fr: int, n_nominal: int, padding: Padding) -> float:
-    if 2**J_fr > n_nominal:
-        remedy = f"the largest possible J_fr is {n_nominal.bit_length() - 1}"
-        raise ValueError(f"J_fr={J_fr}: 2^J_fr = {2**J_fr} exceeds (J + 1)·Q1 = {n_nominal} bands; {remedy}")
-    if F is None:
-        return 1 << J_fr
-    if not isinstance(F, int | float | np.integer | np.floating):
-        raise TypeError(f"F={F!r}: expected a number of bands")
-    most, name = (2**J_fr, '2^J_fr for padding="kymatio"') if padding == "kymatio" else (n_nominal, "(J + 1)·Q1")
-    if not 1 <= F <= most:
-        raise ValueError(f"F={F}: must be from 1 to {most} bands, {name}")
-    return float(F)

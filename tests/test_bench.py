@@ -35,6 +35,7 @@ def test_every_engine_does_every_work(found):
 
 def test_the_table_says_it_all(found, capsys, monkeypatch):
     monkeypatch.setattr(bench, "measure", lambda *_arguments: iter(found.items()))
+    monkeypatch.setenv("COLUMNS", "200")  # a line per work, also beside a peer's column
     assert execute(["bench", "--quick"]) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()

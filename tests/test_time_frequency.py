@@ -283,17 +283,37 @@ def test_the_adjoint_is_the_derivative(padding, format):
         ((2, 2, 60), {}, 300),
     ],
 )
-def test_nbytes_predicts_the_peak(args, kwargs, batch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nbytes_predicts_the_peak(args, kwargs, batch, threads):
     S = TimeFrequencyScattering(*args, **kwargs)
     x = np.random.default_rng(0).standard_normal((batch, args[2])).astype(S.dtype)
-    S(x)
+    S(x, threads=threads)
     tracemalloc.start()
     try:
-        S(x)
+        S(x, threads=threads)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert S.nbytes(batch) == pytest.approx(peak, rel=0.2)
+    assert S.nbytes(batch, threads=threads) == pytest.approx(peak, rel=0.2)
+
+
+@pytest.mark.parametrize("format", ["time", "joint"])
+def test_threads_do_not_change_a_bit(format):
+    S = TimeFrequencyScattering(6, 3, 2**12, Q=(8, 2), format=format)
+    x = np.random.default_rng(0).standard_normal((3, 2**12)).astype("float32")
+    for threads in (2, 3, 5):
+        np.testing.assert_array_equal(S(x, threads=threads), S(x))
+    with pytest.raises(ValueError, match="threads"):
+        S(x, threads=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tiny_and_huge_signals_share_a_batch(dtype):
+    S = TimeFrequencyScattering(5, 2, 600, Q=4, dtype=dtype)
+    x = np.random.default_rng(0).standard_normal(600).astype(dtype)
+    scales = np.ldexp(1.0, np.array([-90, 0, 90])).astype(dtype)
+    together = S(x * scales[:, None])
+    np.testing.assert_array_equal(together, scales[:, None, None] * together[1])
 
 
 def test_any_leading_axes_and_any_real_numbers(xp):

@@ -8,8 +8,6 @@ namespace {
 
 constexpr long kColumnCache = 36 << 10;  // bytes of a level-1 cache that a block of columns may fill
 
-constexpr int kTogether = 48;  // points of a row whose aliases are added while they are near
-
 constexpr int kLargestVector = 16;
 constexpr double kPi = 3.141592653589793238462643383279503;
 
@@ -110,7 +108,6 @@ template <class T> int64_t Grid<T>::half() const {
 }
 
 bool Run::takes(const Run &point) {
-  if (point.to / kTogether != to / kTogether) return false;
   if (point.kind != kind || point.conjugate != conjugate || point.next != next || point.shift != shift) return false;
   const int64_t onward = point.to - (to + int64_t(length - 1) * skip), further = point.from - (from + int64_t(length - 1) * step);
   if (length > 1 ? onward != skip || further != step : onward <= 0) return false;
@@ -155,7 +152,6 @@ template <class T> void Filter<T>::close(std::vector<std::vector<Run>> &rows, co
       for (end = c; end < length && !there[end];) end++;
       if (end > c) runs.push_back({c, 1, end - c, 0, 0, 0, 0, Run::kClear, false, 0});
     }
-    std::stable_sort(rows[r].begin(), rows[r].end(), [](const Run &a, const Run &b) { return a.to / kTogether < b.to / kTogether; });
     runs.insert(runs.end(), rows[r].begin(), rows[r].end());
   }
   begin.push_back(uint32_t(runs.size()));

@@ -249,7 +249,8 @@ Peaks are what a call adds to the resident memory, filters not counted. The firs
 Python, imports and construction included."""
 SPLIT = """\
 `wavelet, last` is the fused operation of the last order: gather, transform back, modulus, low-pass; `wavelet, inner`
-the same where paths go on, `spectrum` what transforms these forth again, `hear` an average taken from a spectrum. Flops
+the same where paths go on, which also transforms them forth again, `hear` an average taken from a spectrum,
+`modulus_across` the wavelets across bands; Python's share of the joint transform holds SciPy's transforms. Flops
 are nominal: 5 n log2 n a complex transform of n points, of all that the definition asks for, also where the kernels
 skip frequencies that a wavelet does not reach, as in 3-D. The limit is the engine's best rate on transforms that stay
 in cache, {engine} GFLOP/s here (that of scipy.fft: {scipy} GFLOP/s); what is missing to it goes into gathering, moduli,
