@@ -14,13 +14,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import fused_bands, primitives
+from scattercube.kernels import fused_bands
 from scattercube.kernels.axes import Padding
 from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.morlet import SIGMA_0, Morlet1D, gaussian_spectrum, morlet_bank
 from scattercube.kernels.paths import Quantity
 
+_SERIAL_PRODUCT = 1 << 18  # multiplications of real matrices up to which OpenBLAS, like others, uses one thread
 _EXACT = 1e-15  # of a filter's peak: there are few bands, and what is negligible is dropped where filters are used
 
 
@@ -90,16 +91,29 @@ class BandBank:
         """What the compiled engine does with NumPy arrays; None where there is no engine."""
         return fused_bands.plan(self.kernels.host, self.smoothing.host)
 
+    @cached_property
+    def parts(self) -> tuple[Constant, Constant]:
+        """The real and the imaginary part of the kernels."""
+        return Constant(np.ascontiguousarray(self.kernels.host.real)), Constant(
+            np.ascontiguousarray(self.kernels.host.imag)
+        )
+
+    @property
+    def lanes_in_a_product(self) -> int:
+        """How many columns of bands make a product for which no BLAS starts threads of its own."""
+        return max(1, _SERIAL_PRODUCT // (len(self.kernels.host) * max(self.n_bands, self.n_outputs)))
+
     def lanes_at_once(self, cache_nbytes: int) -> int:
-        """How many columns of bands meet the kernels at once: as many as stay in cache."""
-        return max(1, cache_nbytes // (4 * self.kernels.host[:, 0].nbytes))
+        """How many columns of bands meet the kernels at once: as many as stay in cache, in whole products."""
+        some = self.lanes_in_a_product
+        return max(1, cache_nbytes // (4 * self.kernels.host[:, 0].nbytes) // some) * some
 
     def nbytes(self, band_nbytes: int, device: Device, threads: int) -> int:
         """Project what `modulus_across` allocates for bands of so many bytes, real ones."""
         if device == "cpu" and self.fused:
             return self.n_outputs * band_nbytes + self.fused.nbytes(threads)
         lanes = min(band_nbytes, self.lanes_at_once(block_nbytes(device)) * self.smoothing.host.itemsize)
-        return self.n_outputs * (band_nbytes + lanes) + 3 * len(self.kernels.host) * lanes
+        return self.n_outputs * (band_nbytes + 2 * lanes) + (4 * len(self.kernels.host) + 4 * self.n_bands) * lanes
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,29 +246,63 @@ def modulus_across(Y: Array, bank: BandBank, threads: int = 1) -> Array:
     if device_of(Y) == "cpu" and bank.fused:
         return bank.fused(Y, threads)
     xp, lanes = namespace(Y), Y.shape[1:]
-    kernels, smoothing = bank.kernels.on(xp), bank.smoothing.on(xp)
-    Y = Y.reshape(len(Y), -1)
+    smoothing, Y = bank.smoothing.on(xp), Y.reshape(len(Y), -1)
     Z = xp.empty((len(smoothing), Y.shape[1]), smoothing.dtype)
-    for part in _parts(Y, bank):
-        Z[:, part] = smoothing @ abs(kernels @ Y[:, part])
+    for part in _blocks(Y, bank):
+        re, im = _filtered(Y[:, part], bank)
+        Z[:, part] = _unstacked(smoothing @ xp.sqrt(re * re + im * im), Y[:, part])
     return Z.reshape(-1, *lanes)
 
 
 def modulus_across_adjoint(Y: Array, bank: BandBank, G: Array) -> Array:
     """Return the adjoint of `modulus_across` at ``Y``: (outputs, …) real → (bands, …) complex."""
     xp, lanes = namespace(Y), Y.shape[1:]
-    kernels, smoothing = bank.kernels.on(xp), bank.smoothing.on(xp)
-    Y, G = Y.reshape(len(Y), -1), G.reshape(len(G), -1)
-    total = xp.empty(Y.shape, kernels.dtype)
-    for part in _parts(Y, bank):
-        y = kernels @ Y[:, part]
-        total[:, part] = kernels.conj().T @ primitives.modulus_adjoint(y, smoothing.T @ G[:, part])
+    real, imag = (kernels.on(xp).T for kernels in bank.parts)
+    smoothing, Y, G = bank.smoothing.on(xp), Y.reshape(len(Y), -1), G.reshape(len(G), -1)
+    total = xp.empty(Y.shape, bank.kernels.host.dtype)
+    for part in _blocks(Y, bank):
+        re, im = _filtered(Y[:, part], bank)
+        modulus = xp.sqrt(re * re + im * im)
+        weight = smoothing.T @ _stacked(G[:, part], bank) / xp.where(modulus == 0, 1, modulus)
+        re, im = weight * re, weight * im
+        total.real[:, part] = _unstacked(real @ re + imag @ im, Y[:, part])
+        total.imag[:, part] = _unstacked(real @ im - imag @ re, Y[:, part])
     return total.reshape(-1, *lanes)
 
 
-def _parts(Y: Array, bank: BandBank) -> Iterator[slice]:
+def _blocks(Y: Array, bank: BandBank) -> Iterator[slice]:
     step = bank.lanes_at_once(block_nbytes(device_of(Y)))
     return (slice(start, start + step) for start in range(0, Y.shape[1], step))
+
+
+# Matrices are multiplied as stacks of small real ones, (stack, n, lanes in a product).
+
+
+def _filtered(Y: Array, bank: BandBank) -> tuple[Array, Array]:
+    """The real and the imaginary part of Y ∗ ψ: (bands, lanes) → (stack, rows, lanes in a product)."""
+    xp = namespace(Y)
+    real, imag = (kernels.on(xp) for kernels in bank.parts)
+    x = _stacked(Y.real, bank)
+    if not xp.iscomplexobj(Y):
+        return real @ x, imag @ x
+    y = _stacked(Y.imag, bank)
+    return real @ x - imag @ y, real @ y + imag @ x
+
+
+def _stacked(Y: Array, bank: BandBank) -> Array:
+    some = bank.lanes_in_a_product
+    n_stack = -(-Y.shape[1] // some)
+    stack = namespace(Y).zeros((n_stack, len(Y), some), Y.dtype)
+    whole = Y.shape[1] // some
+    stack[:whole] = Y[:, : whole * some].reshape(len(Y), whole, some).swapaxes(0, 1)
+    if whole < n_stack:
+        stack[whole, :, : Y.shape[1] - whole * some] = Y[:, whole * some :]
+    return stack
+
+
+def _unstacked(stack: Array, like: Array) -> Array:
+    """Undo `_stacked`, without the zeros that filled the last matrix."""
+    return stack.swapaxes(0, 1).reshape(stack.shape[1], -1)[:, : like.shape[1]]
 
 
 def _wavelets(J_fr: int, Q_fr: int, n_places: int) -> list[tuple[Morlet1D, NDArray[np.float64]]]:

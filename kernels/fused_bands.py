@@ -16,7 +16,7 @@ def plan(kernels: NDArray[Any], smoothing: NDArray[Any]) -> "Plan | None":
 
 
 class Plan:
-    """`bands.modulus_across` as the engine runs it: a few vectors of lanes at a time, so that every band stays in cache.
+    """`bands.modulus_across` as the engine runs it: a few vectors of lanes at a time, so that all bands stay in cache.
 
     Parameters
     ----------

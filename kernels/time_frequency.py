@@ -212,13 +212,14 @@ class TimeFrequencyScattering(Rebuilt):
             raise ValueError(f"g has shape {g.shape}: x of shape {x.shape} needs {shape}")
         g = checked(g, self.output_shape, self.dtype, "g").reshape(len(batch), self._n_rows, self.output_shape[-1])
         gradient = xp.empty(batch.shape, dtype=self.dtype)
-        for part in self._blocks(batch):
-            X = primitives.spectrum(self._extended(batch[part]), 1)
-            here = g[part].astype(self.dtype, copy=False)
-            G = primitives.spectrum_adjoint(self._ascend(X, here), 1)
-            if self.format == "time":
-                G = G + primitives.average_adjoint(here, self._lowpass(0), slice(0, 1))
-            gradient[part] = primitives.extend_adjoint(G, self._time._indices, self.shape)
+        with workers(1) as alone:
+            for part in self._blocks(batch):
+                X = primitives.spectrum(self._extended(batch[part]), 1)
+                here = g[part].astype(self.dtype, copy=False)
+                G = primitives.spectrum_adjoint(self._ascend(X, here, alone), 1)
+                if self.format == "time":
+                    G = G + primitives.average_adjoint(here, self._lowpass(0), slice(0, 1))
+                gradient[part] = primitives.extend_adjoint(G, self._time._indices, self.shape)
         return gradient.reshape(x.shape)
 
     @property
@@ -330,9 +331,9 @@ class TimeFrequencyScattering(Rebuilt):
         share(some, stage.met(parts))
         return Y
 
-    def _ascend(self, X: Array, g: Array) -> Array:
+    def _ascend(self, X: Array, g: Array, alone: Share) -> Array:
         """Return the gradient with respect to the spectra ``X`` of what follows from them, weighted by ``g``."""
-        xp, time, alone = namespace(X), self._time, Share(None, 1)
+        xp, time = namespace(X), self._time
         parts, S1 = self._first_order(X, alone)
         totals = {part.bands.start: xp.zeros_like(part.spectrum) for part in parts}
         for stage in self._stages:
