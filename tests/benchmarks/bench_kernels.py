@@ -224,9 +224,8 @@ def split_table(rows: list[Row], limit: float) -> str:
     body = []
     for row in rows:
         split, seconds = row.split, row.seconds["ours"]
-        count = split.back + split.forth
-        rates = (short(value, 1e9) for value in (count, count / seconds, split.rate))
-        body.append((title(row), str(split) or "portable", *rates, f"{count / seconds / limit:.0%}"))
+        rates = (short(value, 1e9) for value in (split.flops, split.flops / seconds, split.rate))
+        body.append((title(row), str(split) or "portable", *rates, f"{split.flops / seconds / limit:.0%}"))
     return table(head, body)
 
 
@@ -252,9 +251,9 @@ SPLIT = """\
 the same where paths go on, which also transforms them forth again, `hear` an average taken from a spectrum,
 `modulus_across` the wavelets across bands; Python's share of the joint transform holds SciPy's transforms. Flops
 are nominal: 5 n log2 n a complex transform of n points, of all that the definition asks for, also where the kernels
-skip frequencies that a wavelet does not reach, as in 3-D. The limit is the engine's best rate on transforms that stay
-in cache, {engine} GFLOP/s here (that of scipy.fft: {scipy} GFLOP/s); what is missing to it goes into gathering, moduli,
-low-passes and memory."""
+skip frequencies that a wavelet does not reach, as in 3-D. The limit is the engine's best rate on the transforms of
+small real images, packing and transposing included: {engine} GFLOP/s here (that of scipy.fft: {scipy} GFLOP/s). What
+is missing to it goes into gathering, moduli, low-passes and memory."""
 
 
 def page(found: dict[int, list[Row]]) -> str:

@@ -32,14 +32,14 @@ class Split:
         Of the call, with a stopwatch at every operation.
     spent
         The seconds of each operation of the compiled engine; what remains is Python's and the portable primitives'.
-    back, forth
-        Flops of the transforms back from wavelets' spectra, and forth.
+    root, flops
+        Flops of the transform of the inputs, and of all transforms.
     """
 
     seconds: float
     spent: Counter[str]
-    back: float
-    forth: float
+    root: float
+    flops: float
 
     def __str__(self) -> str:
         """The shares of the operations, the largest first."""
@@ -49,18 +49,18 @@ class Split:
 
     @property
     def rate(self) -> float:
-        """Flops per second of the transforms forth, which are operations of their own; NaN where they are not."""
-        return self.forth / self.spent["spectrum"] if self.spent["spectrum"] else math.nan
+        """Flops per second of the transform of the inputs, an operation of its own; NaN where it is not."""
+        return self.root / self.spent["spectrum"] if self.spent["spectrum"] > 0 else math.nan
 
 
 def split(S: Any, batch: int, call: Callable[[], Any], turns: int = 5) -> Split:
     """Take a call apart: the best of some turns."""
-    back, forth = (batch * count for count in transforms(S))
+    root, count = (batch * n for n in transforms(S))
     found = []
     for _ in range(turns):
         with stopwatch() as spent:
             seconds = best_s(call, 0)
-        found.append(Split(seconds, spent, back, forth))
+        found.append(Split(seconds, spent, root, count))
     return min(found, key=lambda one: one.seconds)
 
 
@@ -69,20 +69,20 @@ def flops(n: int, real: bool = False) -> float:
 
 
 def transforms(S: Any) -> tuple[float, float]:
-    """Count the flops of one input's transforms: every path back, every path that goes on forth."""
+    """Count the flops of one input's own transform, and of all: every path back, every path that goes on forth."""
     if isinstance(S, HarmonicScattering3D):
         paths = [path for path in S.paths.rows if path]
         one, n_wavelets = flops(math.prod(S.shape), real=True), (S.L + 1) ** 2
-        return len(paths) * n_wavelets * one, (1 + (S.L + 1) * sum(map(S._goes_on, paths))) * one
+        return one, (len(paths) * n_wavelets + 1 + (S.L + 1) * sum(map(S._goes_on, paths))) * one
     cascade: Cascade = S._time if isinstance(S, TimeFrequencyScattering) else S
     sizes = [math.prod(cascade._grid(level)) for level in range(len(cascade._lowpasses))]
-    back, forth = 0.0, flops(sizes[0], real=True)
+    root = flops(sizes[0], real=True)
+    count = root
     for scales, rows in cascade.paths.rows.items():
         if scales:
             n = sizes[cascade._level(scales[-1])]
-            back += rows.size * flops(n)
-            forth += rows.size * flops(n, real=True) * bool(cascade._next(scales))
-    return back, forth
+            count += rows.size * (flops(n) + flops(n, real=True) * bool(cascade._next(scales)))
+    return root, count
 
 
 @contextmanager
@@ -101,6 +101,7 @@ def stopwatch() -> Iterator[Counter[str]]:
             if name == "wavelet":
                 name = f"wavelet, {'last' if step.deeper is None else 'inner'}"
             watched(name, lambda i=i: run(self, schedule, slice(i, i + 1), *arguments))
+            seconds[name] -= best_s(lambda: run(self, schedule, slice(0, 0), *arguments), 0)  # the way there
 
     def watched(name: str, call: Callable[[], Any]) -> Any:
         start = time.perf_counter()
