@@ -303,10 +303,14 @@ class TimeFrequencyScattering(Rebuilt):
         """Return |x ∗ ψ1| as spectra, and its average (bands, signals, times)."""
         xp, time = namespace(X), self._time
 
+        # All spectra are there before what only passes, which then leaves no holes between them.
+        sizes = {j: (*time._grid(time._level(j)), len(group)) for j, group in time._groups[0].items()}
+        spectra = {j: xp.empty((*size, X.shape[-1]), X.dtype) for j, size in sizes.items()}
+
         def part(j: int, filters: slice, band: int) -> tuple[_Part, Array]:
-            U = primitives.wavelet_modulus(X, time._bank((j,)), filters)
-            bands = slice(band, band + U.shape[1])
-            return _Part(j, filters, bands, primitives.spectrum(U, 1)), primitives.smooth(U, self._lowpass(j))
+            U, spectrum = primitives.wavelet_modulus(X, time._bank((j,)), filters), spectra[j][:, filters]
+            spectrum[:] = primitives.spectrum(U, 1)
+            return _Part(j, filters, slice(band, band + U.shape[1]), spectrum), primitives.smooth(U, self._lowpass(j))
 
         some, band = [], 0
         for j, group in time._groups[0].items():
@@ -362,38 +366,35 @@ class TimeFrequencyScattering(Rebuilt):
         Signals are taken in blocks, so that beyond the result the peak does not grow with the batch. The filters, which
         stay, and about 64 KiB of bookkeeping are not counted.
         """
-        time, itemsize = self._time, self.dtype.itemsize
+        time, itemsize, groups = self._time, self.dtype.itemsize, self._time._groups[0].items()
         n_signals = min(batch, self._signals_at_once(device))
-        signal = n_signals * time._signal_nbytes(0)
+        X = 2 * n_signals * time._signal_nbytes(0)
         scaled = n_signals * self.shape[0] * itemsize  # by its unit
-        peak, spectra = 3 * signal, 2 * signal + scaled  # while X is made, and X
-        for j, group in time._groups[0].items():
+        spectra = scaled + sum(2 * len(group) * n_signals * time._signal_nbytes(time._level(j)) for j, group in groups)
+        peak = max(scaled + 3 * X // 2, spectra + X)  # while X is made, and X
+        for j, group in groups:
             step, _ = time._at_once(j, len(group), n_signals, device)
             U = n_signals * time._signal_nbytes(time._level(j))
-            whole = len(group) - len(group) % step
-            peak = max(peak, spectra + 2 * U * whole + 3 * U * min(threads * step, len(group)))
-            spectra += 2 * U * len(group)
+            peak = max(peak, spectra + X + 3 * U * min(threads * step, len(group)))
         n_times = n_signals * self.output_shape[-1] * itemsize
         S1 = len(self._first) * n_times
-        peak, spectra = max(peak, spectra + 2 * S1), spectra - 2 * signal
         peak = max(peak, spectra + 2 * S1 + self._order_1.bank.nbytes(n_times, device, threads))
         for stage in self._stages:
             level = time._level(stage.j)
             line = n_signals * time._signal_nbytes(level)
             Y, Z = 2 * stage.bank.n_bands * line, stage.bank.n_outputs * line
-            widths = sorted(len(group) for j, group in time._groups[0].items() if j < stage.j)
+            widths = sorted(len(group) for j, group in groups if j < stage.j)
             y = 2 * line * sum(widths[-threads:])
             smoothed = Z + time._smoothing_nbytes(level, Z) + stage.bank.n_outputs * n_times
             across = stage.bank.nbytes(line, device, threads)
             peak = max(peak, spectra + max(Y + max(y, across), smoothed))
-        everything: int = batch * self._n_rows * self.output_shape[-1] * itemsize + peak
-        return everything
+        return int(batch * self._n_rows * self.output_shape[-1] * itemsize + peak)
 
     def _blocks(self, batch: Array) -> Iterator[slice]:
         step = self._signals_at_once(device_of(batch))
         return (slice(start, start + step) for start in range(0, len(batch), step))
 
     def _signals_at_once(self, device: Device) -> int:
-        time = self._time
-        spectra = sum(2 * len(group) * time._signal_nbytes(time._level(j)) for j, group in time._groups[0].items())
+        groups = self._time._groups[0].items()
+        spectra = sum(2 * len(group) * self._time._signal_nbytes(self._time._level(j)) for j, group in groups)
         return max(1, block_nbytes(device) // spectra)

@@ -112,8 +112,22 @@ def constructed(make: Callable[[], Any]) -> tuple[Any, float]:
     return made, time.perf_counter() - start
 
 
-def peak_nbytes(call: Call) -> float:
-    """Measure by how much a call raises the resident memory of the process (Linux)."""
+def peak_nbytes(i: int, name: str) -> float:
+    """Measure by how much a call of ours or of a backend raises the resident memory of a process of its own (Linux).
+
+    What is freed there goes back to the system at once, and is not taken again unseen.
+    """
+    freeing = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak", str(i), name], env=os.environ | freeing, check=True, capture_output=True
+    )
+    return float(done.stdout)
+
+
+def peak_here(i: int, name: str) -> float:
+    work = WORKS[i]
+    call = call_of(ours(work), work.inputs(), 1) if name == "ours" else peer(work, name)
+    call()
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -160,7 +174,7 @@ def measure(i: int, threads: list[int], turns: int) -> Iterator[Row]:
             for name, call in calls.items():
                 row.seconds[name] = min(row.seconds[name], best_s(call, 0.1))
         if row.split is None:
-            row.peak_nbytes = {name: peak_nbytes(calls[name]) for name in ("ours", row.peer)}
+            row.peak_nbytes = {name: peak_nbytes(i, name) for name in ("ours", row.peer)}
             row.projected_nbytes = S.nbytes(len(x))
             row.split = where_time_goes.split(S, work.batch, calls["ours"])
             row.first_s["ours"] = first_result_s(i, "work.make()(work.inputs())")
@@ -244,8 +258,8 @@ NOTE = "¹ Against a stand-in that does the operations of Kymatio 0.4, path by p
 
 
 COSTS = """\
-Peaks are what a call adds to the resident memory, filters not counted. The first result counts from the start of
-Python, imports and construction included."""
+Peaks are what a call adds to the resident memory of a process of its own, filters not counted. The first result counts
+from the start of Python, imports and construction included."""
 SPLIT = """\
 `wavelet, last` is the fused operation of the last order: gather, transform back, modulus, low-pass; `wavelet, inner`
 the same where paths go on, which also transforms them forth again, `hear` an average taken from a spectrum,
@@ -288,7 +302,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--works", type=int, nargs="+", default=list(range(len(WORKS))), help="which rows, from 0")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and the README's table")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)  # the work and whose call: its memory, and no more
     options = parser.parse_args()
+    if options.peak:
+        print(peak_here(int(options.peak[0]), options.peak[1]))
+        return
     if "torch" not in BACKENDS:
         print("torch is not installed: Kymatio's NumPy backend alone is measured")
     found: dict[int, list[Row]] = {threads: [] for threads in options.threads}
