@@ -62,6 +62,24 @@ def checked(x: Array, shape: Sequence[int], dtype: np.dtype[Any], name: str = "x
     return batch
 
 
+def checked_pair(
+    x: Array, g: Array, shape: Sequence[int], output_shape: Sequence[int], dtype: np.dtype[Any]
+) -> tuple[Array, Array]:
+    r"""Return arrays (…, \*shape) and weights (…, \*output_shape) of their coefficients as two batches, checked.
+
+    Raises
+    ------
+    TypeError
+        One is not an array of real numbers.
+    ValueError
+        A shape does not fit, or a value is not finite.
+    """
+    batch = checked(x, shape, dtype)
+    if g.shape != (expected := (*x.shape[: x.ndim - len(shape)], *output_shape)):
+        raise ValueError(f"g has shape {g.shape}: x of shape {x.shape} needs {expected}")
+    return batch, checked(g, output_shape, dtype, "g")
+
+
 def _not_finite(x: Array, dtype: np.dtype[Any], name: str) -> str:
     xp = namespace(x)
     with np.errstate(over="ignore"):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels import fused_cpu, primitives
-from scattercube.kernels.arguments import Rebuilt, checked, integer, units
+from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.axes import Axis
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.filterbank import Bank, Box, LineLowpass, Shape, fold
@@ -126,10 +126,10 @@ class Cascade(Rebuilt):
         ValueError
             The last axes are not ``shape``, or a value is not finite.
         """
-        batch = checked(x, self.shape, self.dtype)
+        batch, threads = checked(x, self.shape, self.dtype), integer("threads", threads, 1)
         out = namespace(x).empty((len(batch), *self._kept), dtype=self.dtype)
         if device_of(x) == "cpu" and self._fused:
-            self._fused(batch, out, integer("threads", threads, 1))
+            self._fused(batch, out, threads)
         else:
             for part in self._blocks(batch):
                 block = batch[part].astype(self.dtype, copy=False)
@@ -151,11 +151,8 @@ class Cascade(Rebuilt):
         ValueError
             A shape does not fit, or a value is not finite.
         """
-        batch = checked(x, self.shape, self.dtype)
-        lead = x.shape[: -len(self.shape)]
-        if g.shape != lead + self.output_shape:
-            raise ValueError(f"g has shape {g.shape}: x of shape {x.shape} needs {lead + self.output_shape}")
-        g = checked(g, self.output_shape, self.dtype, "g").reshape(len(batch), *self._kept)
+        batch, g = checked_pair(x, g, self.shape, self.output_shape, self.dtype)
+        g = g.reshape(len(batch), *self._kept)
         gradient = namespace(x).empty(batch.shape, dtype=self.dtype)
         for part in self._blocks(batch):
             images, weights = (array[part].astype(self.dtype, copy=False) for array in (batch, g))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels import fused_volumes
-from scattercube.kernels.arguments import Rebuilt, checked, integer, units
+from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.harmonics import Band, Harmonics, planes_at_once, step_nbytes
@@ -138,9 +138,7 @@ class HarmonicScattering3D(Rebuilt):
         ValueError
             A shape is not as above, or a value is not finite.
         """
-        batch, rows = checked(x, self.shape, self.dtype), checked(g, self.output_shape, self.dtype, "g")
-        if g.shape[:-1] != x.shape[:-3]:
-            raise ValueError(f"g has shape {g.shape}: x of shape {x.shape} needs {x.shape[:-3] + self.output_shape}")
+        batch, rows = checked_pair(x, g, self.shape, self.output_shape, self.dtype)
         xp = namespace(x)
         out = xp.empty(batch.shape, self.dtype)
         for some in _blocks(batch, self._at_once(device_of(x))):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels import primitives
-from scattercube.kernels.arguments import Rebuilt, checked, integer, units
+from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.axes import Padding
 from scattercube.kernels.bands import (
     BandBank,
@@ -207,10 +207,8 @@ class TimeFrequencyScattering(Rebuilt):
         ValueError
             A shape does not fit, or a value is not finite.
         """
-        xp, batch = namespace(x), checked(x, self.shape, self.dtype)
-        if g.shape != (shape := x.shape[:-1] + self.output_shape):
-            raise ValueError(f"g has shape {g.shape}: x of shape {x.shape} needs {shape}")
-        g = checked(g, self.output_shape, self.dtype, "g").reshape(len(batch), self._n_rows, self.output_shape[-1])
+        xp, (batch, g) = namespace(x), checked_pair(x, g, self.shape, self.output_shape, self.dtype)
+        g = g.reshape(len(batch), self._n_rows, self.output_shape[-1])
         gradient = xp.empty(batch.shape, dtype=self.dtype)
         with workers(1) as alone:
             for part in self._blocks(batch):
