@@ -84,6 +84,7 @@ Grid<T>::Grid(bool is_line, int a, int b, int lanes, bool across_points)
     : line(is_line), n1(a), n2(b), across(across_points ? lanes : 0), stride(across ? rounded(b, lanes) : b), width(1),
       columns(a), rows(b) {
   const int vectors = across ? stride / lanes : n2;
+  if (across) columns.place.resize(rounded(n1, lanes), n1);
   for (int w : {8, 6, 4, 3, 2}) {
     const bool near = 2l * w * n1 * lanes * long(sizeof(T)) <= kColumnCache || (w == 2 && !across);
     // Columns are transformed forth in pairs; the blocks of a line are of equal size.
@@ -198,7 +199,8 @@ void Filter<T>::signals(const Grid<T> &grid, const Grid<T> &source, const int64_
 }
 
 // A vector is V frequencies f + lane along k1 of the source, which is periodic: of each period w, the lower half of them is
-// read as it stands, the upper half as mirrored conjugates. Each is a run, with zeros in the other's lanes.
+// read as it stands, the upper half as mirrored conjugates. Each is a run, with zeros in the other's lanes. N1 / 2 is its own
+// mirror, and counts with the upper half: where V divides it, a vector begins there.
 template <class T>
 void Filter<T>::points(const Grid<T> &grid, const Grid<T> &source, const int64_t *origin, const int64_t *extent, const T *box) {
   const int64_t V = grid.across, n1 = grid.n1, n2 = grid.n2, N1 = source.n1, N2 = source.n2, last = origin[0] + extent[0];
@@ -217,7 +219,7 @@ void Filter<T>::points(const Grid<T> &grid, const Grid<T> &source, const int64_t
         const auto weight = [&](int64_t t, int v) {
           const int64_t f = frequency(t), k = f + v;
           const bool here = r * V + v < n1 && k >= origin[0] && k < last && floored(k, N1) == period(f) &&
-                            (2 * modulo(k, N1) > N1) == mirrored;
+                            (2 * modulo(k, N1) >= N1) == mirrored;
           return !here ? T(0) : grid.line ? box[k - origin[0]] : box[(k - origin[0]) * extent[1] + t];
         };
         const auto where = [&](int64_t t) {
@@ -251,6 +253,7 @@ template <class T> static std::pair<int64_t, int64_t> essential(const T *row, in
     const bool before = magnitude(start - 1) >= magnitude(end);
     kept += before ? magnitude(--start) : magnitude(end++);
   }
+  if (10 * (end - start) >= 9 * n) return {0, n};  // nearly all: as one piece
   return {start, end - start};
 }
 

@@ -35,7 +35,7 @@ template <class T> struct Grid {
   int across;                    // points in a vector; 0 where the lanes are signals
   int stride;                    // points of a row of a field, with what pads it
   int width;                     // columns, or vectors of columns, that are transformed together; on a line a divisor of their number
-  Fft<T> columns, rows;          // along axis 0 and along axis 1
+  Fft<T> columns, rows;          // along axis 0, with places for a whole number of vectors, and along axis 1
   std::vector<T> turns;          // a line's: (k1, u2) -> cos, sin; or (k1 / V, u2, 2, V) where the lanes are points
   Grid(bool line, int n1, int n2, int lanes, bool across);
   int64_t points() const { return int64_t(n1) * n2; }

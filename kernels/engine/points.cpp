@@ -82,32 +82,27 @@ template <class T, int V> struct Points {
     }
     gather(filter, strip, X, grid.rows.place.data(), line);
     inverse(grid.rows, line, grid.n2, 1, 1);
-    const bool turning = !grid.turns.empty();
-    for (int b = 0; b < vectors(grid); b++) {
-      const bool whole = (b + 1) * V <= grid.n2 && rows == V;
-      if (turning) whole ? put_tile<true, true>(grid, line, strip, b, z) : put_tile<true, false>(grid, line, strip, b, z);
-      else whole ? put_tile<false, true>(grid, line, strip, b, z) : put_tile<false, false>(grid, line, strip, b, z);
-    }
+    for (int b = 0; b < vectors(grid); b++)
+      grid.turns.empty() ? put_tile<false>(grid, line, strip, b, z) : put_tile<true>(grid, line, strip, b, z);
   }
 
-  template <bool turning, bool whole> SC_INLINE void put_tile(const Grid<T> &grid, const C *line, int strip, int b, C *z) {
+  // What lies behind n2 is zero, and rows behind n1 go to the one that z has beyond its last.
+  template <bool turning> SC_INLINE void put_tile(const Grid<T> &grid, const C *line, int strip, int b, C *z) {
     const int *place = grid.columns.place.data() + strip * V;
     const long step = pitch(grid);
     R re[V], im[V];
 #pragma GCC unroll 16
     for (int i = 0; i < V; i++) {
       const int u2 = b * V + i;
-      const bool there = whole || u2 < grid.n2;
-      C a = there ? line[u2] : C{};
-      if (turning && there) a = turned_point<false>(grid, a, strip, u2);
+      C a = line[u2];
+      if (turning && u2 < grid.n2) a = turned_point<false>(grid, a, strip, u2);
       re[i] = a.x;
       im[i] = a.y;
     }
     transpose<T, V>(re);
     transpose<T, V>(im);
 #pragma GCC unroll 16
-    for (int i = 0; i < V; i++)
-      if (whole || strip * V + i < grid.n1) z[place[i] * step + b] = {re[i], im[i]};
+    for (int i = 0; i < V; i++) z[place[i] * step + b] = {re[i], im[i]};
   }
 
   // --- Smoothing ---
@@ -306,16 +301,17 @@ template <class T, int V> struct Points {
     if (!target) lowpass = nullptr;
     const long half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0, n_u = long(grid.n1) * std::max(2, grid.width);
     const long n_turned = lowpass ? turned_size(*lowpass) : 0, n_averages = lowpass ? averages_size(*lowpass) : 0;
-    const size_t bytes = Space::bytes<C>(grid.n1 * pitch(grid)) + Space::bytes<C>(grid.n2) + Space::bytes<R>(n_u) +
+    const size_t bytes = Space::bytes<C>((grid.n1 + 1) * pitch(grid)) + Space::bytes<C>(grid.stride) + Space::bytes<R>(n_u) +
                          Space::bytes<R>(n_smooth) + Space::bytes<R>(n_turned) + Space::bytes<R>(n_averages) +
                          (Y ? Forth::bytes(grid) : 0);
     each(filters * groups, worker, bytes, [&](long job, Space &space) {
       const Filter<T> &filter = bank->filters[first + job / groups];
       const T *from = X + job % groups * 2 * half;
-      C *z = space.take<C>(grid.n1 * pitch(grid)), *line = space.take<C>(grid.n2);
+      C *z = space.take<C>((grid.n1 + 1) * pitch(grid)), *line = space.take<C>(grid.stride);
       R *u = space.take<R>(n_u), *smooth = space.take<R>(n_smooth);
       R *turned = space.take<R>(n_turned), *averages = space.take<R>(n_averages);
       Forth on = Y ? Forth(grid, space, Y + job * 2 * grid.half()) : Forth(), *forth = Y ? &on : nullptr;
+      std::memset(static_cast<void *>(line + grid.n2), 0, sizeof(C) * (grid.stride - grid.n2));
       for (int strip = 0; strip < strips(grid); strip++) make_strip(grid, filter, strip, from, line, z);
       if (lowpass) begin(*lowpass, smooth);
       each_block(int(vectors(grid)), grid.width, [&](auto width, int c) { make_columns<width>(grid, lowpass, z, c, u, forth, smooth); });
