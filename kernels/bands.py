@@ -94,9 +94,8 @@ class BandBank:
     @cached_property
     def parts(self) -> tuple[Constant, Constant]:
         """The real and the imaginary part of the kernels."""
-        return Constant(np.ascontiguousarray(self.kernels.host.real)), Constant(
-            np.ascontiguousarray(self.kernels.host.imag)
-        )
+        kernels = self.kernels.host
+        return Constant(np.ascontiguousarray(kernels.real)), Constant(np.ascontiguousarray(kernels.imag))
 
     @property
     def lanes_in_a_product(self) -> int:

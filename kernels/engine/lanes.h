@@ -23,7 +23,6 @@ template <class T> struct Target {
 
 template <class T> struct Operations {
   int lanes;
-  bool across;                   // lanes are points
   // A field of images, or one signal: U[r, c] = scale[b] x[b, rows[r] + columns[c]], images of `size` points; zero past `present`.
   void (*extend)(const Grid<T> *grid, const T *x, const T *scale, int images, int present, int64_t size, const int32_t *rows,
                 const int32_t *columns, T *U);

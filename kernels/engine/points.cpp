@@ -383,7 +383,7 @@ template <class T, int V> struct Points {
       }
   }
 
-  static constexpr Operations<T> operations() { return {V, true, extend, spectrum, wavelet, average, hear}; }
+  static constexpr Operations<T> operations() { return {V, extend, spectrum, wavelet, average, hear}; }
 };
 
 }  // namespace
