@@ -37,8 +37,10 @@ def integer(name: str, value: int, least: int) -> int:
     return number
 
 
-def checked(x: Array, shape: Sequence[int], dtype: np.dtype[Any], name: str = "x") -> Array:
+def checked(x: Array, shape: Sequence[int], dtype: np.dtype[Any], name: str = "x", finite: bool = True) -> Array:
     r"""Return arrays (…, \*shape) as a batch (B, \*shape), unconverted, once they are known to be finite in ``dtype``.
+
+    Whether they are is looked at unless ``finite`` is False.
 
     Raises
     ------
@@ -54,11 +56,11 @@ def checked(x: Array, shape: Sequence[int], dtype: np.dtype[Any], name: str = "x
         raise ValueError(f"{name} has shape {x.shape}: expected (…, {', '.join(map(str, shape))})")
     batch = x.reshape(math.prod(x.shape[: x.ndim - len(shape)]), *shape)
     step = max(1, block_nbytes(device_of(x)) // (max(1, math.prod(shape)) * dtype.itemsize))
-    if x.dtype.kind == "f":
+    if x.dtype.kind == "f" and finite:
         for start in range(0, len(batch), step):
             with np.errstate(over="ignore"):  # what overflows is refused as not finite
                 if not xp.isfinite(batch[start : start + step].astype(dtype, copy=False)).all():
-                    raise ValueError(_not_finite(x, dtype, name))
+                    raise ValueError(not_finite(x, dtype, name))
     return batch
 
 
@@ -80,7 +82,8 @@ def checked_pair(
     return batch, checked(g, output_shape, dtype, "g")
 
 
-def _not_finite(x: Array, dtype: np.dtype[Any], name: str) -> str:
+def not_finite(x: Array, dtype: np.dtype[Any], name: str) -> str:
+    """Say how many values are not finite in ``dtype``, and where the first is."""
     xp = namespace(x)
     with np.errstate(over="ignore"):
         bad = ~xp.isfinite(x.astype(dtype))
@@ -96,7 +99,7 @@ def units(batch: Array) -> Array:
     homogeneous.
     """
     xp, limits = namespace(batch), np.finfo(batch.dtype)
-    flat = batch.reshape(len(batch), -1)
-    peaks = xp.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))
+    flat = batch.reshape(len(batch), math.prod(batch.shape[1:]))
+    peaks = xp.maximum(flat.max(axis=1), -flat.min(axis=1))
     exponents = xp.where(peaks > 0, xp.frexp(peaks)[1], 0).clip(limits.minexp, limits.maxexp - 1)
     return xp.ldexp(xp.ones(len(batch), batch.dtype), exponents)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import fused_cpu, primitives
+from scattercube.kernels import fused_cpu, fused_cuda, primitives
 from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.axes import Axis
+from scattercube.kernels.cuda_units import finite_units
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.filterbank import Bank, Box, LineLowpass, Shape, fold
 from scattercube.kernels.paths import Paths
@@ -126,10 +127,15 @@ class Cascade(Rebuilt):
         ValueError
             The last axes are not ``shape``, or a value is not finite.
         """
-        batch, threads = checked(x, self.shape, self.dtype), integer("threads", threads, 1)
+        on_device = self._fused_cuda if device_of(x) == "cuda" else None
+        batch = checked(x, self.shape, self.dtype, finite=on_device is None)
+        threads = integer("threads", threads, 1)
         out = namespace(x).empty((len(batch), *self._kept), dtype=self.dtype)
         if device_of(x) == "cpu" and self._fused:
             self._fused(batch, out, threads)
+        elif on_device:
+            batch = batch.astype(self.dtype, copy=False)
+            on_device(batch, finite_units(batch, x), out)
         else:
             for part in self._blocks(batch):
                 block = batch[part].astype(self.dtype, copy=False)
@@ -208,6 +214,8 @@ class Cascade(Rebuilt):
         result = batch * math.prod(self._kept) * self.dtype.itemsize
         if device == "cpu" and self._fused:
             return result + self._fused.nbytes(batch, threads)
+        if device == "cuda" and self._fused_cuda:
+            return result + batch * self.dtype.itemsize + self._fused_cuda.nbytes(batch)
         n_images = min(batch, self._images_at_once(device))
         signal = n_images * self._signal_nbytes(0)
         before = signal * self._axes[-1].size // self._axes[-1].padded if self._indices else 0  # all axes but one done
@@ -221,6 +229,16 @@ class Cascade(Rebuilt):
     def _fused(self) -> fused_cpu.Plan | None:
         """What the compiled engine makes of this cascade; None where there is no engine for it."""
         return fused_cpu.plan(self)
+
+    @cached_property
+    def _fused_cuda(self) -> fused_cuda.Plan | None:
+        """What the CUDA engine makes of this cascade; None where it does not have one of its grids."""
+        return fused_cuda.plan(self)
+
+    @property
+    def _widest(self) -> int:
+        """How many filters of the first order share a scale, at most."""
+        return max((len(boxes) for boxes in self._groups[0].values()), default=1)
 
     # --- The filters ---
 
@@ -330,8 +348,7 @@ class Cascade(Rebuilt):
         return self.dtype.itemsize * math.prod(self._grid(level))
 
     def _images_at_once(self, device: Device) -> int:
-        widest = max((len(boxes) for boxes in self._groups[0].values()), default=1)
-        return max(1, block_nbytes(device) // (widest * 2 * self._signal_nbytes(0)))
+        return max(1, block_nbytes(device) // (self._widest * 2 * self._signal_nbytes(0)))
 
     def _at_once(self, j: int, n_filters: int, n_images: int, device: Device) -> tuple[int, int]:
         """How many filters of scale j, and how many prefixes, may meet at once."""

@@ -85,7 +85,9 @@ class Band:
         X = F.ifft(_spread(X, weights, -2, self.shape[1]), axis=-2, overwrite_x=True)
         if 2 * math.prod(X.shape[-2:]) * width > _PRODUCT_SIZE:
             return F.irfft(X, n=width, axis=-1, overwrite_x=True)
-        planes: Array = X.view(X.real.dtype) @ _waves(X.shape[-1], width, X.real.dtype).on(namespace(X))
+        xp = namespace(X)
+        pairs = xp.ascontiguousarray(X).view(X.real.dtype)  # a transform may leave its axes in another order
+        planes: Array = pairs @ _waves(X.shape[-1], width, X.real.dtype).on(xp)
         return planes
 
     def at_nyquist(self, X: Array, axis: int) -> Array:

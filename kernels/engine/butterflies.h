@@ -9,6 +9,7 @@
 #ifndef SC_INLINE
 #define SC_INLINE static inline __attribute__((always_inline))
 #define SC_LAMBDA __attribute__((always_inline))
+#define SC_UNROLL _Pragma("GCC unroll 24")
 #endif
 
 template <class C> SC_INLINE C add(C a, C b) { return {a.x + b.x, a.y + b.y}; }
@@ -46,7 +47,7 @@ template <class T, int R> struct Dft {
     constexpr int H = R / 2;
     const C zero = get(0);
     C plus[H], minus[H], total = zero;
-#pragma GCC unroll 24
+    SC_UNROLL
     for (int m = 0; m < H; m++) {
       const C a = get(m + 1), b = get(R - 1 - m);
       plus[m] = add(a, b);
@@ -54,10 +55,10 @@ template <class T, int R> struct Dft {
       total = add(total, plus[m]);
     }
     put(0, total);
-#pragma GCC unroll 24
+    SC_UNROLL
     for (int k = 1; k <= H; k++) {
       C even = zero, odd = {minus[0].x * root.s[k], minus[0].y * root.s[k]};
-#pragma GCC unroll 24
+      SC_UNROLL
       for (int m = 0; m < H; m++) {
         const T c = root.c[k * (m + 1) % R];
         even.x += c * plus[m].x;
@@ -73,6 +74,10 @@ template <class T, int R> struct Dft {
       put(R - k, sub(even, odd));
     }
   }
+};
+
+template <class T> struct Dft<T, 1> {
+  template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) { put(0, get(0)); }
 };
 
 template <class T> struct Dft<T, 2> {
@@ -109,11 +114,11 @@ template <class T, int R, class C> SC_INLINE C rooted(C a, int k) {
 template <class T, int A, int B> struct Product {
   template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) {
     C y[A * B];
-#pragma GCC unroll 24
+    SC_UNROLL
     for (int b = 0; b < B; b++)
       Dft<T, A>::template go<C>([&](int a) SC_LAMBDA { return get(a * B + b); },
                                 [&](int k, C u) SC_LAMBDA { y[k * B + b] = rooted<T, A * B>(u, k * b); });
-#pragma GCC unroll 24
+    SC_UNROLL
     for (int k = 0; k < A; k++)
       Dft<T, B>::template go<C>([&](int b) SC_LAMBDA { return y[k * B + b]; },
                                 [&](int b, C u) SC_LAMBDA { put(k + A * b, u); });
@@ -135,11 +140,11 @@ template <class T, int A, int B> struct Coprime {
   template <class C, class Get, class Put> SC_INLINE void go(Get get, Put put) {
     constexpr int R = A * B, of_a = unit(A, B), of_b = unit(B, A);
     C y[R];
-#pragma GCC unroll 24
+    SC_UNROLL
     for (int b = 0; b < B; b++)
       Dft<T, A>::template go<C>([&](int a) SC_LAMBDA { return get((B * a + A * b) % R); },
                                 [&](int k, C u) SC_LAMBDA { y[k * B + b] = u; });
-#pragma GCC unroll 24
+    SC_UNROLL
     for (int k = 0; k < A; k++)
       Dft<T, B>::template go<C>([&](int b) SC_LAMBDA { return y[k * B + b]; },
                                 [&](int b, C u) SC_LAMBDA { put((k * of_a + b * of_b) % R, u); });
