@@ -111,7 +111,12 @@ class BandBank:
         """Project what `modulus_across` allocates for bands of so many bytes, real ones."""
         if device == "cpu" and self.fused:
             return self.n_outputs * band_nbytes + self.fused.nbytes(threads)
-        lanes = min(band_nbytes, self.lanes_at_once(block_nbytes(device)) * self.smoothing.host.itemsize)
+        itemsize = self.smoothing.host.itemsize
+        if device == "cuda":  # complex bands, filtered ones and their moduli, smoothed ones beside the result
+            n_rows = len(self.kernels.host)
+            lanes = min(band_nbytes, block_nbytes(device) // (2 * n_rows))
+            return self.n_outputs * (band_nbytes + lanes) + (2 * self.n_bands + 3 * n_rows) * lanes
+        lanes = min(band_nbytes, self.lanes_at_once(block_nbytes(device)) * itemsize)
         return self.n_outputs * (band_nbytes + 2 * lanes) + (4 * len(self.kernels.host) + 4 * self.n_bands) * lanes
 
 
@@ -247,6 +252,13 @@ def modulus_across(Y: Array, bank: BandBank, threads: int = 1) -> Array:
     xp, lanes = namespace(Y), Y.shape[1:]
     smoothing, Y = bank.smoothing.on(xp), Y.reshape(len(Y), -1)
     Z = xp.empty((len(smoothing), Y.shape[1]), smoothing.dtype)
+    if device_of(Y) == "cuda":
+        kernels = bank.kernels.on(xp)
+        step = max(1, block_nbytes("cuda") // kernels[:, :1].nbytes)
+        for start in range(0, Y.shape[1], step):
+            part = slice(start, start + step)
+            Z[:, part] = smoothing @ abs(kernels @ Y[:, part].astype(kernels.dtype, copy=False))
+        return Z.reshape(-1, *lanes)
     for part in _blocks(Y, bank):
         re, im = _filtered(Y[:, part], bank)
         Z[:, part] = _unstacked(smoothing @ xp.sqrt(re * re + im * im), Y[:, part])

@@ -26,9 +26,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Given:
-    """An array that a call is given: its number among them."""
+    """An array that a call is given, its number among them, or what lies so many bytes behind its beginning."""
 
     index: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _bind(xp: ModuleType, launch: _Launch) -> _Bound:
     given = []
     for place, argument in enumerate(launch.arguments):
         if isinstance(argument, Given):
-            given.append((place, argument.index, 0))
+            given.append((place, argument.index, argument.offset))
         elif isinstance(argument, Space):
             given.append((place, -1, argument.start))
         arguments.append(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scattercube.kernels.cuda_filters import Filters
 from scattercube.kernels.cuda_modules import Module, places
-from scattercube.kernels.cuda_schedule import OUT, UNIT, Schedule, Space, X
+from scattercube.kernels.cuda_schedule import OUT, UNIT, Given, Schedule, Space, X
 from scattercube.kernels.device import Array, Constant, namespace
 from scattercube.kernels.filterbank import Bank, Shape
 
@@ -42,12 +42,13 @@ def plan(cascade: "Cascade") -> "Plan | None":
 
 
 @dataclass(frozen=True)
-class _Signals:
-    """Spectra in a block's memory: those of all prefixes of some scales, of all its images."""
+class Signals:
+    """Spectra of all prefixes of some scales, (images, prefixes), and the first byte of memory that is free."""
 
-    space: Space
+    place: Space | Given
     scales: Shape
     n_prefixes: int
+    free: int
 
 
 class Plan:
@@ -98,7 +99,7 @@ class Plan:
     def _images_at_once(self) -> int:
         """How many images travel together: their spectra of the widest step fill a device, and can be counted."""
         cascade = self._cascade
-        widest: int = max((self._spectra_nbytes(j) for j in cascade._next(())), default=1)
+        widest: int = max((len(cascade._bank((j,))) * self.spectrum_nbytes(j) for j in cascade._next(())), default=1)
         elements, blocks = self._most((), 1)
         elements = max(elements, math.prod(self._modules[0].n))
         possible: int = min((_MOST_ELEMENTS - 1) // elements, (_MOST_BLOCKS - 1) // blocks)
@@ -110,10 +111,10 @@ class Plan:
         ends = [batch * k // n_blocks for k in range(n_blocks + 1)] if batch else [0]
         return (slice(a, b) for a, b in pairwise(ends))
 
-    def _spectra_nbytes(self, j: int) -> int:
-        module = self._modules[self._cascade._level(j)]
-        nbytes: int = len(self._cascade._bank((j,))) * module.spectrum * module.complex_nbytes
-        return nbytes
+    def spectrum_nbytes(self, j: int) -> int:
+        """Return the bytes of a spectrum behind a wavelet of scale j."""
+        module: Module = self._modules[self._cascade._level(j)]
+        return module.spectrum * module.complex_nbytes
 
     def _most(self, scales: Shape, n_prefixes: int) -> tuple[int, int]:
         """The most elements of an array, and the most blocks along an axis of a launch, that an image leads to."""
@@ -133,54 +134,110 @@ class Plan:
             schedule, module = Schedule(), self._modules[0]
             goes_on = bool(self._cascade.max_order)
             spectra = schedule.space(0, n_images * module.spectrum * module.complex_nbytes) if goes_on else None
-            self._extend(schedule, n_images, module, spectra)
+            self.extend(schedule, n_images, spectra, spectra.end if spectra else 0, self._n_paths)
             if spectra:
-                self._descend(schedule, n_images, _Signals(spectra, (), 1))
+                self._descend(schedule, n_images, Signals(spectra, (), 1, spectra.end))
             self._schedules[n_images] = schedule
         return self._schedules[n_images]
 
-    def _extend(self, schedule: Schedule, n_images: int, module: Module, spectra: Space | None) -> None:
-        image = (X, *self._size, *self._index)
+    def extend(self, schedule: Schedule, n_images: int, spectra: Space | Given | None, free: int, n_paths: int) -> None:
+        """Continue images, average them into the first of so many rows of each, and find their spectra."""
+        image, module = (X, *self._size, *self._index), self._modules[0]
         if module.whole:
             schedule.launch(
                 *(module, "extend_whole", (-(-n_images // module.signals),), module.whole_nbytes),
-                *(*image, n_images, 0, OUT, UNIT, self._n_paths, module.kernel, module.twiddles, spectra),
+                *(*image, n_images, 0, OUT, UNIT, n_paths, module.kernel, module.twiddles, spectra),
             )
             return
-        V, B = self._between(schedule, module, n_images, spectra.end if spectra else 0, bool(spectra))
+        V, B = self._between(schedule, module, n_images, free, bool(spectra))
         grid = (-(-module.shape[1] // module.columns), n_images)
         schedule.launch(module, "extend_columns", grid, module.columns_nbytes, *image, UNIT, V, B)
-        self._end(schedule, module, n_images, (V, B, spectra), (1, 1), Constant(np.zeros(1, np.int32)))
+        self._end(schedule, module, n_images, (V, B, spectra), (1, 1), Constant(np.zeros(1, np.int32)), n_paths)
 
-    def _descend(self, schedule: Schedule, n_images: int, signals: _Signals) -> None:
+    def _descend(self, schedule: Schedule, n_images: int, signals: Signals) -> None:
         """Fill the coefficients of every path that goes on from these spectra."""
-        cascade, n_signals = self._cascade, n_images * signals.n_prefixes
-        read = self._modules[cascade._level(signals.scales[-1]) if signals.scales else 0]
+        cascade = self._cascade
         for j in cascade._next(signals.scales):
-            path = (*signals.scales, j)
-            module, filters = self._modules[cascade._level(j)], self._filters[cascade._bank(path)]
-            n_paths = n_signals * len(filters)
-            nbytes = n_paths * module.spectrum * module.complex_nbytes
-            deeper = schedule.space(signals.space.end, nbytes) if cascade._next(path) else None
-            source = (signals.space, *(1, *read.n)[-2:], filters.filters, filters.rows, filters.weights)
-            rows = self._rows(path, len(filters))
-            if module.whole:
-                schedule.launch(
-                    *(module, "wavelet_whole", (len(filters), -(-n_signals // module.signals)), module.whole_nbytes),
-                    *(*source, n_signals, signals.n_prefixes, rows, OUT, UNIT, self._n_paths),
-                    *(module.kernel, module.twiddles, deeper),
-                )
-            else:
-                free = (deeper or signals.space).end
-                A = schedule.space(free, n_paths * math.prod(module.shape) * module.complex_nbytes)
-                V, B = self._between(schedule, module, n_paths, A.end, bool(deeper))
-                row_blocks = (-(-module.shape[0] // module.rows), len(filters), n_signals)
-                schedule.launch(module, "wavelet_rows", row_blocks, module.rows_nbytes, *source, module.twiddles, A)
-                column_blocks = (-(-module.shape[1] // module.columns), n_paths)
-                schedule.launch(module, "wavelet_columns", column_blocks, module.columns_nbytes, A, V, B)
-                self._end(schedule, module, n_paths, (V, B, deeper), (signals.n_prefixes, len(filters)), rows)
+            path, n_prefixes = (*signals.scales, j), signals.n_prefixes * len(cascade._bank((*signals.scales, j)))
+            deeper = None
+            if cascade._next(path):
+                deeper = schedule.space(signals.free, n_images * n_prefixes * self.spectrum_nbytes(j))
+            here = Signals(signals.place, signals.scales, signals.n_prefixes, deeper.end if deeper else signals.free)
+            self.wavelet(schedule, n_images, here, j, deeper, self._n_paths)
             if deeper:
-                self._descend(schedule, n_images, _Signals(deeper, path, signals.n_prefixes * len(filters)))
+                self._descend(schedule, n_images, Signals(deeper, path, n_prefixes, deeper.end))
+
+    def wavelet(
+        self, schedule: Schedule, n_images: int, signals: Signals, j: int, deeper: Space | Given | None, n_paths: int
+    ) -> None:
+        """Apply the filters of a scale, average into some of so many rows of each image, and find the spectra."""
+        path, n_signals = (*signals.scales, j), n_images * signals.n_prefixes
+        module, source, n_filters = self._source(signals, j)
+        rows = self._rows(path, n_filters)
+        if module.whole:
+            schedule.launch(
+                *(module, "wavelet_whole", (n_filters, -(-n_signals // module.signals)), module.whole_nbytes),
+                *(*source, n_signals, signals.n_prefixes, rows, OUT, UNIT, n_paths),
+                *(module.kernel, module.twiddles, deeper),
+            )
+            return
+        A = self._rows_of_grids(schedule, module, source, n_signals, n_filters, signals.free)
+        V, B = self._between(schedule, module, n_signals * n_filters, A.end, bool(deeper))
+        grid = (-(-module.shape[1] // module.columns), n_signals * n_filters)
+        schedule.launch(module, "wavelet_columns", grid, module.columns_nbytes, A, V, B)
+        spaces, counts = (V, B, deeper), (signals.n_prefixes, n_filters)
+        self._end(schedule, module, n_signals * n_filters, spaces, counts, rows, n_paths)
+
+    def bands(
+        self,
+        schedule: Schedule,
+        n_images: int,
+        signals: Signals,
+        j: int,
+        filters: Filters,
+        first_band: int,
+        Y: Space | Given,
+    ) -> None:
+        """Apply one filter of scale j to lines, without the modulus: prefixes are bands of (bands, images, n)."""
+        n_signals, cascade = n_images * signals.n_prefixes, self._cascade
+        module, read = self._modules[cascade._level(j)], self._modules[cascade._level(signals.scales[-1])]
+        source = (signals.place, 1, *read.n, filters.filters, filters.rows, filters.weights)
+        if module.whole:
+            schedule.launch(
+                *(module, "bands_whole", (-(-n_signals // module.signals),), module.whole_nbytes, *source, n_signals),
+                *(signals.n_prefixes, first_band, module.twiddles, Y),
+            )
+            return
+        A = self._rows_of_grids(schedule, module, source, n_signals, 1, signals.free)
+        grid = (-(-module.shape[1] // module.columns), n_signals)
+        given = (A, signals.n_prefixes, first_band, Y)
+        schedule.launch(module, "bands_columns", grid, module.columns_nbytes, *given)
+
+    def averages(
+        self, schedule: Schedule, lines: Given, j: int, n_lines: int, n_images: int, first_row: int, n_paths: int
+    ) -> None:
+        """Average lines (outputs, images, n) of scale j into the rows from the first one on, of so many of each image."""
+        module = self._modules[self._cascade._level(j)]
+        schedule.launch(
+            *(module, "average_lines", (n_lines,), module.average_nbytes, lines, n_images, first_row),
+            *(OUT, UNIT, n_paths, module.kernel),
+        )
+
+    def _source(self, signals: Signals, j: int) -> tuple[Module, tuple[Any, ...], int]:
+        """The module of a scale, what its kernels read, and the number of its filters."""
+        cascade = self._cascade
+        read = self._modules[cascade._level(signals.scales[-1]) if signals.scales else 0]
+        filters = self._filters[cascade._bank((*signals.scales, j))]
+        source = (signals.place, *(1, *read.n)[-2:], filters.filters, filters.rows, filters.weights)
+        return self._modules[cascade._level(j)], source, len(filters)
+
+    def _rows_of_grids(
+        self, schedule: Schedule, module: Module, source: tuple[Any, ...], n_signals: int, n_filters: int, free: int
+    ) -> Space:
+        A = schedule.space(free, n_signals * n_filters * math.prod(module.shape) * module.complex_nbytes)
+        grid = (-(-module.shape[0] // module.rows), n_filters, n_signals)
+        schedule.launch(module, "wavelet_rows", grid, module.rows_nbytes, *source, module.twiddles, A)
+        return A
 
     def _between(
         self, schedule: Schedule, module: Module, n_paths: int, free: int, goes_on: bool
@@ -196,15 +253,16 @@ class Plan:
         schedule: Schedule,
         module: Module,
         n_paths: int,
-        spaces: tuple[Space, Space | None, Space | None],
+        spaces: tuple[Space, Space | None, Space | Given | None],
         counts: tuple[int, int],
         rows: Constant,
+        n_rows: int,
     ) -> None:
         """End the averages and the transform forth of a large grid, for so many prefixes and filters."""
         V, B, spectra = spaces
         schedule.launch(
             *(module, "average_paths", (n_paths,), module.average_nbytes, V, *counts, rows),
-            *(OUT, UNIT, self._n_paths, module.kernel),
+            *(OUT, UNIT, n_rows, module.kernel),
         )
         if B:
             grid = (-(-(module.shape[0] // 2 + 1) // module.rows), n_paths)

@@ -6,26 +6,26 @@ References
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import primitives
+from scattercube.kernels import fused_cuda_joint, primitives
 from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.axes import Padding
 from scattercube.kernels.bands import (
-    BandBank,
     Bands,
     band_labels,
     modulus_across,
     modulus_across_adjoint,
     scale_across,
 )
+from scattercube.kernels.cuda_units import finite_units
 from scattercube.kernels.device import Array, Device, block_nbytes, device_of, namespace
+from scattercube.kernels.joint_stages import Part, Stage
 from scattercube.kernels.morlet import Morlet1D, morlet_bank
 from scattercube.kernels.paths import joint_paths, line_labels
 from scattercube.kernels.primitives import Smoothing
@@ -33,50 +33,6 @@ from scattercube.kernels.scattering import Scattering1D
 from scattercube.kernels.threads import Share, workers
 
 Format = Literal["time", "joint"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """Some bands: |x ∗ ψ1| for some of the wavelets of a scale.
-
-    Parameters
-    ----------
-    j, filters
-        The scale, and which of its wavelets.
-    bands
-        Their places among all bands.
-    spectrum
-        (n, bands, signals).
-    """
-
-    j: int
-    filters: slice
-    bands: slice
-    spectrum: Array
-
-
-@dataclass(frozen=True, eq=False)
-class _Stage:
-    """The coefficients to which one wavelet ψ2 leads, or those of the first order.
-
-    Parameters
-    ----------
-    j, wavelet
-        Its scale, and which of the wavelets of that scale it is.
-    bank
-        The filters across the bands of smaller scale; at the first order, across all.
-    rows
-        Where their outputs stand.
-    """
-
-    j: int
-    wavelet: slice
-    bank: BandBank
-    rows: slice
-
-    def met(self, parts: Sequence[_Part]) -> Iterator[_Part]:
-        """Choose the bands that ψ2 meets."""
-        return (part for part in parts if part.j < self.j)
 
 
 class TimeFrequencyScattering(Rebuilt):
@@ -184,8 +140,14 @@ class TimeFrequencyScattering(Rebuilt):
         ValueError
             The last axis is not N, or a value is not finite.
         """
-        batch, threads = checked(x, self.shape, self.dtype), integer("threads", threads, 1)
+        on_device = self._fused_cuda if device_of(x) == "cuda" else None
+        batch = checked(x, self.shape, self.dtype, finite=on_device is None)
+        threads = integer("threads", threads, 1)
         result = namespace(x).empty((len(batch), self._n_rows, self.output_shape[-1]), dtype=self.dtype)
+        if on_device:
+            batch = batch.astype(self.dtype, copy=False)
+            on_device(batch, finite_units(batch, x), result)
+            return result.reshape(x.shape[:-1] + self.output_shape)
         with workers(threads if device_of(x) == "cpu" else 1) as share:
             for part in self._blocks(batch):
                 block = batch[part].astype(self.dtype, copy=False)
@@ -243,9 +205,14 @@ class TimeFrequencyScattering(Rebuilt):
             digest.update(bank.smoothing.host.astype("<f4").tobytes())
         return digest.hexdigest()[:12]
 
+    @cached_property
+    def _fused_cuda(self) -> fused_cuda_joint.Plan | None:
+        """What the CUDA engine makes of this transform; None where it does not have one of its grids."""
+        return fused_cuda_joint.plan(self)
+
     # --- Which coefficients there are ---
 
-    def _stage(self, psi2: Morlet1D | None, labels: list[tuple[int, ...]]) -> _Stage:
+    def _stage(self, psi2: Morlet1D | None, labels: list[tuple[int, ...]]) -> Stage:
         """Set up what follows ψ2, and add its labels (order, n2, n_fr, n1)."""
         wavelets = self._bands.rising if psi2 is None else self._bands.wavelets
         n_bands = len(self._first) if psi2 is None else sum(psi1.j < psi2.j for psi1 in self._first)
@@ -257,9 +224,9 @@ class TimeFrequencyScattering(Rebuilt):
         rows = slice(self._n_rows, self._n_rows + bank.n_outputs)
         self._n_rows = rows.stop
         if psi2 is None:
-            return _Stage(-1, slice(0), bank, rows)
+            return Stage(-1, slice(0), bank, rows)
         place = sum(psi.j == psi2.j for psi in self._second[: psi2.n])
-        return _Stage(psi2.j, slice(place, place + 1), bank, rows)
+        return Stage(psi2.j, slice(place, place + 1), bank, rows)
 
     # --- The transform, and back ---
 
@@ -287,7 +254,7 @@ class TimeFrequencyScattering(Rebuilt):
             self._average(Z, stage, out, share)
             del Z
 
-    def _average(self, Z: Array, stage: _Stage, out: Array, share: Share) -> None:
+    def _average(self, Z: Array, stage: Stage, out: Array, share: Share) -> None:
         """Average (n, outputs, signals) along time, each into its row."""
         low = self._lowpass(stage.j)
 
@@ -297,7 +264,7 @@ class TimeFrequencyScattering(Rebuilt):
 
         share(some, share.slices(Z.shape[1]))
 
-    def _first_order(self, X: Array, share: Share) -> tuple[list[_Part], Array]:
+    def _first_order(self, X: Array, share: Share) -> tuple[list[Part], Array]:
         """Return |x ∗ ψ1| as spectra, and its average (bands, signals, times)."""
         xp, time = namespace(X), self._time
 
@@ -305,10 +272,10 @@ class TimeFrequencyScattering(Rebuilt):
         sizes = {j: (*time._grid(time._level(j)), len(group)) for j, group in time._groups[0].items()}
         spectra = {j: xp.empty((*size, X.shape[-1]), X.dtype) for j, size in sizes.items()}
 
-        def part(j: int, filters: slice, band: int) -> tuple[_Part, Array]:
+        def part(j: int, filters: slice, band: int) -> tuple[Part, Array]:
             U, spectrum = primitives.wavelet_modulus(X, time._bank((j,)), filters), spectra[j][:, filters]
             spectrum[:] = primitives.spectrum(U, 1)
-            return _Part(j, filters, slice(band, band + U.shape[1]), spectrum), primitives.smooth(U, self._lowpass(j))
+            return Part(j, filters, slice(band, band + U.shape[1]), spectrum), primitives.smooth(U, self._lowpass(j))
 
         some, band = [], 0
         for j, group in time._groups[0].items():
@@ -320,13 +287,13 @@ class TimeFrequencyScattering(Rebuilt):
         parts, averages = zip(*share(part, *zip(*some, strict=True)), strict=True)
         return list(parts), xp.moveaxis(xp.concatenate(averages, axis=1), 0, -1)
 
-    def _second_order(self, parts: list[_Part], stage: _Stage, share: Share) -> Array:
+    def _second_order(self, parts: list[Part], stage: Stage, share: Share) -> Array:
         """Return |x ∗ ψ1| ∗ ψ2, for all bands of smaller scale than ψ2: (bands, signals, n) complex."""
         spectrum = parts[0].spectrum
         xp, (n,) = namespace(spectrum), self._time._grid(self._time._level(stage.j))
         Y = xp.empty((stage.bank.n_bands, spectrum.shape[-1], n), spectrum.dtype)
 
-        def some(part: _Part) -> None:
+        def some(part: Part) -> None:
             y = primitives.wavelet(part.spectrum, self._time._bank((part.j, stage.j)), stage.wavelet)
             Y[part.bands] = xp.moveaxis(y[:, 0], 0, -1)
 
@@ -365,6 +332,9 @@ class TimeFrequencyScattering(Rebuilt):
         stay, and about 64 KiB of bookkeeping are not counted.
         """
         time, itemsize, groups = self._time, self.dtype.itemsize, self._time._groups[0].items()
+        if device == "cuda" and self._fused_cuda:
+            result = int(batch * self._n_rows * self.output_shape[-1] * itemsize)
+            return result + batch * itemsize + self._fused_cuda.nbytes(batch)
         n_signals = min(batch, self._signals_at_once(device))
         X = 2 * n_signals * time._signal_nbytes(0)
         scaled = n_signals * self.shape[0] * itemsize  # by its unit

@@ -496,6 +496,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) extend_whole(
   finish_whole(z, targets, out, kernel, twiddles, X != nullptr);
 }
 
+// x * psi for the signals at X + offsets[q]: put(where it belongs, value) for every point, at reversed places.
+template <class Put>
+SC_INLINE void invert_whole(cplx *z, const Source &source, int filter, const int *offsets, const cplx *twiddles, Put put) {
+  gather<SIGNALS, N1>(source, filter, offsets, 0, [&](int q, int k1, int k2, cplx a) { z[q * IMAGE + k1 * PITCH + k2] = a; });
+  __syncthreads();
+  auto row = [](int l, int e) { return l * PITCH + e; };
+  auto get_row = [&](int l, int e) { return z[row(l, e)]; };
+  Along2<SIGNALS * N1>::to_reversed(z, turns2.w, row, get_row, [&](int l, int e, cplx a) {
+#if LINE
+    const cplx w = twiddles[l % N1 * N2 + e];
+    a = turned(a, w.x, w.y);
+#endif
+    z[row(l, e)] = a;
+  });
+  auto column = [](int l, int e) { return l / N2 * IMAGE + e * PITCH + l % N2; };
+  auto get_column = [&](int l, int e) { return z[column(l, e)]; };
+  Along1<SIGNALS * N2>::to_reversed(z, turns1.w, column, get_column, [&](int l, int e, cplx a) { put(column(l, e), a); });
+}
+
 // grid (filters, groups of SIGNALS signals): |x * psi| of `signals` spectra, `prefixes` of each image; averages go to rows[filter, prefix],
 // spectra to deeper (images, filters, prefixes).
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) wavelet_whole(
@@ -517,22 +536,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) wavelet_who
   int offsets[SIGNALS];
 #pragma unroll
   for (int q = 0; q < SIGNALS; q++) offsets[q] = min(first + q, signals - 1) * stored;
-  gather<SIGNALS, N1>(source, f, offsets, 0, [&](int q, int k1, int k2, cplx a) { z[q * IMAGE + k1 * PITCH + k2] = a; });
-  __syncthreads();
-  auto row = [](int l, int e) { return l * PITCH + e; };
-  auto get_row = [&](int l, int e) { return z[row(l, e)]; };
-  Along2<SIGNALS * N1>::to_reversed(z, turns2.w, row, get_row, [&](int l, int e, cplx a) {
-#if LINE
-    const cplx w = twiddles[l % N1 * N2 + e];
-    a = turned(a, w.x, w.y);
-#endif
-    z[row(l, e)] = a;
-  });
-  auto column = [](int l, int e) { return l / N2 * IMAGE + e * PITCH + l % N2; };
-  auto get_column = [&](int l, int e) { return z[column(l, e)]; };
-  Along1<SIGNALS * N2>::to_reversed(z, turns1.w, column, get_column, [&](int l, int e, cplx a) { z[column(l, e)].x = modulus(a); });
+  invert_whole(z, source, f, offsets, twiddles, [&](int at, cplx a) { z[at].x = modulus(a); });
   finish_whole(z, targets, out, kernel, twiddles, deeper != nullptr);
 }
+
+#if LINE
+// grid (groups of SIGNALS signals): x * psi itself, of the first filter, to Y (bands, images, N), the prefixes being bands from first_band on.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) bands_whole(
+    const cplx *__restrict__ X, int M1, int M2, const Filter *__restrict__ bank, const Row *__restrict__ bank_rows,
+    const real *__restrict__ weights, int signals, int prefixes, int first_band, const cplx *__restrict__ twiddles, cplx *__restrict__ Y) {
+  DYNAMIC_SHARED(cplx, z);
+  const Source source = {X, M1, M2, bank, bank_rows, weights};
+  const int first = blockIdx.x * SIGNALS;
+  int offsets[SIGNALS];
+#pragma unroll
+  for (int q = 0; q < SIGNALS; q++) offsets[q] = min(first + q, signals - 1) * (M2 / 2 + 1);
+  invert_whole(z, source, 0, offsets, twiddles, [&](int at, cplx a) { z[at] = a; });
+#pragma unroll 4
+  for (int t = threadIdx.x; t < SIGNALS * N; t += THREADS) {
+    const int s = first + t / N, u = t % N;
+    if (s < signals)
+      Y[((long long)(first_band + s % prefixes) * (signals / prefixes) + s / prefixes) * N + u] =
+          z[t / N * IMAGE + place1(u / N2) * PITCH + place2(u % N2)];
+  }
+}
+#endif
 
 #else
 // --- Large grids: rows and columns in kernels of their own, (paths, N1, N2) between them ---
@@ -631,23 +659,42 @@ extern "C" __global__ void __launch_bounds__(THREADS) extend_columns(const real 
   finish_columns(z, begin, V + (long long)image * AVERAGED, B ? B + (long long)image * HALF1 * N2 : nullptr);
 }
 
+// COLUMNS columns of a path's (N1, N2) transformed: put(where it belongs, value) for every point, at reversed places.
+template <class Put> SC_INLINE void invert_columns(cplx *z, const cplx *A, int begin, Put put) {
+#pragma unroll 4
+  for (int t = threadIdx.x; t < N1 * COLUMNS; t += THREADS) {
+    const int c = t % COLUMNS;
+    z[t / COLUMNS * STEP + c] = begin + c < N2 ? A[t / COLUMNS * N2 + begin + c] : cplx{0, 0};
+  }
+  __syncthreads();
+  auto column = [](int l, int e) { return e * STEP + l; };
+  auto get = [&](int l, int e) { return z[column(l, e)]; };
+  Along1<COLUMNS>::to_reversed(z, turns1.w, column, get, [&](int l, int e, cplx a) { put(column(l, e), a); });
+}
+
 // grid (column groups, paths): columns of A transformed; modulus; V and B as above, one for each path.
 extern "C" __global__ void __launch_bounds__(THREADS) wavelet_columns(const cplx *__restrict__ A, real *__restrict__ V,
                                                                       cplx *__restrict__ B) {
   DYNAMIC_SHARED(cplx, z);
   const int begin = blockIdx.x * COLUMNS, path = blockIdx.y;
-  const cplx *from = A + (long long)path * N + begin;
-#pragma unroll 4
-  for (int t = threadIdx.x; t < N1 * COLUMNS; t += THREADS) {
-    const int c = t % COLUMNS;
-    z[t / COLUMNS * STEP + c] = begin + c < N2 ? from[t / COLUMNS * N2 + c] : cplx{0, 0};
-  }
-  __syncthreads();
-  auto column = [](int l, int e) { return e * STEP + l; };
-  auto get = [&](int l, int e) { return z[column(l, e)]; };
-  Along1<COLUMNS>::to_reversed(z, turns1.w, column, get, [&](int l, int e, cplx a) { z[column(l, e)].x = modulus(a); });
+  invert_columns(z, A + (long long)path * N, begin, [&](int at, cplx a) { z[at].x = modulus(a); });
   finish_columns(z, begin, V + (long long)path * AVERAGED, B ? B + (long long)path * HALF1 * N2 : nullptr);
 }
+
+#if LINE
+// grid (column groups, signals): x * psi itself, from A (images, prefixes, N1, N2) to Y (bands, images, N), the prefixes being bands from
+// first_band on.
+extern "C" __global__ void __launch_bounds__(THREADS) bands_columns(const cplx *__restrict__ A, int prefixes, int first_band,
+                                                                    cplx *__restrict__ Y) {
+  DYNAMIC_SHARED(cplx, z);
+  const int begin = blockIdx.x * COLUMNS, s = blockIdx.y;
+  invert_columns(z, A + (long long)s * N, begin, [&](int at, cplx a) { z[at] = a; });
+  cplx *to = Y + ((long long)(first_band + s % prefixes) * (gridDim.y / prefixes) + s / prefixes) * N + begin;
+#pragma unroll 4
+  for (int t = threadIdx.x; t < N1 * COLUMNS; t += THREADS)
+    if (begin + t % COLUMNS < N2) to[t / COLUMNS * N2 + t % COLUMNS] = z[place1(t / COLUMNS) * STEP + t % COLUMNS];
+}
+#endif
 
 // grid (row groups, paths): rows of B (paths, HALF1, N2) transformed forth, to spectra (images, filters, prefixes) of paths in the order
 // (images, prefixes, filters).
@@ -714,5 +761,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) average_paths(const real *
                                   [&](int, real a) { S[t] = a * unit; });
   }
 #endif
+}
+#endif
+
+#if LINE
+// grid (lines): averages of real lines (outputs, images, N), to the rows from first_row on of each image.
+extern "C" __global__ void __launch_bounds__(THREADS) average_lines(const real *__restrict__ lines, int images, int first_row,
+                                                                    real *__restrict__ out, const real *__restrict__ units, int n_paths,
+                                                                    const real *__restrict__ kernel) {
+  const int image = blockIdx.x % images, row = first_row + blockIdx.x / images;
+  const real *line = lines + (long long)blockIdx.x * N, unit = units[image];
+  real *S = coefficients({out, units, n_paths}, image, row);
+  auto sample = [&](int r) { return line[r]; };
+#if AVERAGE == MOMENTS
+  DYNAMIC_SHARED(real, moments);
+#pragma unroll 1
+  for (int b = threadIdx.x; b < BLOCKS; b += THREADS) moments_of_block([&](int i) { return sample(b * BLOCK + i); }, b, moments);
+  __syncthreads();
+  auto kept = [&](int i) { return moments[i]; };
+#else
+  auto kept = [](int) { return real(0); };
+#endif
+  average_of_line(sample, kept, kernel, [&](int o, real a) { S[o] = a * unit; });
 }
 #endif
