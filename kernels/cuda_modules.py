@@ -22,12 +22,12 @@ _RADICES = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16)
 _CONSTANT_NBYTES = 60 << 10  # of constant memory, for the roots of unity and places of both axes
 _POINTS = 4096  # of a block, in all of its signals
 _MOST_SIGNALS = 8
-_POINTS_PER_THREAD = 24
-_THREADS = (64, 896)
-_REGISTERS = (1 << 16, 72)  # of a multiprocessor; what a thread may need
+_POINTS_PER_THREAD = 16
+_THREADS = (64, 1024)
+_REGISTERS = (1 << 16, 64)  # of a multiprocessor; what a thread may need
 _READING_NBYTES = 20  # of static shared memory, for each row of a grid and each alias
 _STATIC_NBYTES = 1 << 11  # of shared memory, for all else that a block has, and the system
-_ROWS_NBYTES = 48 << 10  # of shared memory, for rows of a large grid: several blocks at once
+_ROWS_NBYTES = 72 << 10  # of shared memory, for rows of a large grid: several blocks at once
 _AVERAGES = ("MOMENTS", "TAPS", "SAMPLING", "WEIGHTS")
 _ENGINE = Path(__file__).parent / "engine"
 

@@ -53,6 +53,11 @@ template <int L, int R, int... Rs> struct Reversed<L, R, Rs...> {
     return t / rest * L + Reversed<L * R, Rs...>::of(t % rest);
   }
 };
+template <int rest, int... Rs> struct Ordered { static constexpr int of(int) { return 0; } };
+template <int n, int R, int... Rs> struct Ordered<n, R, Rs...> {
+  static constexpr int of(int place) { return place % R * (n / R) + Ordered<n / R, Rs...>::of(place / R); }
+};
+SC_INLINE int element1(int place) { return Ordered<N1, RADICES1>::of(place); }  // the inverse of place1
 SC_INLINE int place1(int t) { return Reversed<1, RADICES1>::of(t); }
 SC_INLINE int place2(int t) { return Reversed<1, RADICES2>::of(t); }
 
@@ -134,7 +139,8 @@ struct Source {  // spectra of signals
 // X × psi, folded, for P signals at X + offsets[q]: put(q, k1, k2, value) for `height` rows of the grid from `begin` on.
 #if LINE
 template <int P, int height, class Put> SC_INLINE void gather(const Source &source, int filter, const int *offsets, int begin, Put put) {
-  constexpr int batch = 4, count = height * N2;  // points at once: the more loads travel, the less is waited
+  // Points at once: the more loads travel, the less is waited.
+  constexpr int batch = P > 4 || THREADS > 896 ? 1 : P > 1 || THREADS > 512 ? 2 : 4, count = height * N2;
   const Filter f = source.filters[filter];
   const int origin = f.origin2 % N;
 #pragma unroll 1
@@ -278,7 +284,8 @@ template <class U, class To> SC_INLINE void moments_of_block(U u, int block, To 
   real sum[N_MOMENTS];
 #pragma unroll
   for (int m = 0; m < N_MOMENTS; m++) sum[m] = 0;
-#pragma unroll
+  constexpr int unrolled = THREADS > 896 ? 8 : BLOCK;  // registers are few where there are many threads
+#pragma unroll unrolled
   for (int i = 0; i < BLOCK; i++) {
     const real a = u(i);
 #pragma unroll
@@ -395,8 +402,10 @@ SC_INLINE void finish_whole(cplx *z, const Target *targets, const Output &out, c
     // The moments stand in the imaginary parts.
     struct { cplx *y; SC_INLINE_MEMBER real &operator[](int i) const { return y[i / N2 * PITCH + i % N2].y; } } moments = {y};
 #pragma unroll 1
-    for (int b = threadIdx.x; b < BLOCKS; b += THREADS)
-      moments_of_block([&](int i) { return sample(b * BLOCK + i); }, b, moments);
+    for (int t = threadIdx.x; t < BLOCKS; t += THREADS) {
+      const int place = t % N1, c = t / N1 * BLOCK;  // neighbours read neighbouring rows, which lie in different banks
+      moments_of_block([&](int i) { return y[place * PITCH + place2(c + i)].x; }, (element1(place) * N2 + c) / BLOCK, moments);
+    }
     __syncthreads();
     average_of_line(sample, [&](int i) { return moments[i]; }, kernel, [&](int o, real a) { S[o] = a * unit; });
 #else
@@ -607,8 +616,9 @@ SC_INLINE void finish_columns(cplx *z, int begin, real *V, cplx *B) {
   constexpr int per = COLUMNS / BLOCK;
 #pragma unroll 1
   for (int t = threadIdx.x; t < N1 * per; t += THREADS) {
-    const int u1 = t / per, c = t % per * BLOCK;
-    if (c < count) moments_of_block([&](int i) { return z[place1(u1) * STEP + c + i].x; }, (u1 * N2 + begin + c) / BLOCK, V);
+    const int place = t % N1, c = t / N1 * BLOCK;  // neighbours read neighbouring rows, which lie in different banks
+    if (c < count)
+      moments_of_block([&](int i) { return z[place * STEP + c + i].x; }, (element1(place) * N2 + begin + c) / BLOCK, V);
   }
 #elif LINE
 #pragma unroll 4
