@@ -91,9 +91,10 @@ class Schedule:
         memory = xp.empty(max(1, self.nbytes), np.uint8)
         bases = (*map(address, given), address(memory))
         for bound in self._bound[key]:
+            arguments = bound.arguments.copy()  # other threads may run the same
             for place, base, offset in bound.given:
-                bound.arguments[place] = np.uint64(bases[base] + offset)
-            bound.kernel(bound.grid, bound.block, tuple(bound.arguments), shared_mem=bound.shared_nbytes)
+                arguments[place] = np.uint64(bases[base] + offset)
+            bound.kernel(bound.grid, bound.block, tuple(arguments), shared_mem=bound.shared_nbytes)
 
 
 def _bind(xp: ModuleType, launch: _Launch) -> _Bound:

@@ -7,7 +7,6 @@ idempotent, because a key may run more than once: a worker can die after it wrot
 
 import contextlib
 import errno
-import importlib.util
 import logging
 import os
 import sys
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import numpy as np
 from pydantic import Field, field_validator
 
+from scattercube.pipeline import gpus
+from scattercube.pipeline.blas import one_thread
 from scattercube.pipeline.errors import ChunkError, PlanError, ScattercubeError, SpecError
 from scattercube.pipeline.plan import ChunkKey
 from scattercube.pipeline.spec import Model, load_yaml, parse
@@ -144,13 +145,11 @@ def run(
 
 
 def attempt(name: str, step: Callable[[ChunkKey], StepEvent], key: ChunkKey) -> StepEvent:
-    """Run one step, up to three times where the reason may pass; one BLAS thread, because parallelism is over keys."""
-    from threadpoolctl import threadpool_limits
-
+    """Run one step, up to three times where the reason may pass."""
     started = time.time()
     for number in range(1, ATTEMPTS + 1):
         try:
-            with threadpool_limits(1):
+            with one_thread:
                 event = step(key)
             return replace(
                 event,
@@ -234,26 +233,32 @@ def _distributed(stage: Stage, keys: Sequence[ChunkKey], client: "Client") -> It
 
     window = _Window(client, stage, deque(keys))
     threads = max(1, sum(client.nthreads().values()))
-    stream = as_completed([window.submit(1) for _ in range(min(len(keys), WINDOW * threads))])
+    # A future that is kept is computed again when its worker dies. Without its loop, the latest client's would serve.
+    stream = as_completed([window.submit(1) for _ in range(min(len(keys), WINDOW * threads))], loop=client.loop)
     problem: ChunkError | None = None
+    suspects: list[ChunkKey] = []
     for future in stream:
         group = window.groups.pop(future)
         try:
             events, failure = future.result()
-        except KilledWorker as death:
+        except KilledWorker:  # whatever else the worker had is as suspect as the key that is to blame
             events, failure = [], None
-            if len(group) == 1:
-                failure = ChunkError(f"{stage.name} {group[0]}: its worker died each time it ran: {death}")
-            else:  # a neighbour may be to blame: each key gets a worker of its own
-                window.waiting.extendleft(group)
-                for _ in group:
-                    stream.add(window.submit(1))
+            suspects.extend(group)
         yield from events
         if events:
             window.seconds_per_key = sum(e.read_s + e.compute_s + e.write_s for e in events) / len(events)
         problem = problem or failure
         if problem is None and window.waiting:
             stream.add(window.submit())
+    for key in suspects:  # each with all workers to itself
+        window.waiting.appendleft(key)
+        try:
+            events, failure = window.submit(1).result()
+        except KilledWorker as death:
+            events, failure = [], ChunkError(f"{stage.name} {key}: its worker died each time it ran: {death}")
+        window.groups.clear()
+        yield from events
+        problem = problem or failure
     if problem is not None:
         raise problem
 
@@ -270,18 +275,23 @@ class Cluster(Model):
     memory: Annotated[
         str | None, Field(description="limit of one worker, for example 4GiB; default an equal share")
     ] = None
+    devices: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...] | None,
+        Field(min_length=1, strict=False, description="cuda only: GPUs to use, as CUDA counts them; default all"),
+    ] = None
+    device_memory_limit: Annotated[
+        str | None, Field(description="cuda only: device memory of one worker, for example 60GiB; default all")
+    ] = None
     rmm_pool: Annotated[
-        str | None, Field(description="cuda only: device memory taken at the start, for example 100GiB")
+        str | None, Field(description="cuda only: device memory that RMM takes at the start, for example 40GiB")
     ] = None
     address: Annotated[str | None, Field(description="address only: for example tls://scheduler:8786")] = None
 
-    @field_validator("memory", "rmm_pool")
+    @field_validator("memory", "rmm_pool", "device_memory_limit")
     @classmethod
     def _is_a_size(cls, text: str | None) -> str | None:
         if text is not None:
-            from dask.utils import parse_bytes
-
-            parse_bytes(text)
+            parsed_nbytes(text)
         return text
 
     @property
@@ -292,15 +302,21 @@ class Cluster(Model):
     @property
     def n_workers(self) -> int:
         """Processes of a local cluster."""
-        return self.workers or machine()[0]
+        return len(gpus.chosen(self)) if self.kind == "cuda" else self.workers or machine()[0]
 
     def worker_nbytes(self) -> int | None:
-        """The memory that one worker may use; None where only the far end knows."""
-        from dask.utils import parse_bytes
+        """The memory that one worker may use for its keys; None where only the far end knows."""
+        if self.kind == "address" and self.memory is None:
+            return None
+        limit = machine()[1] // self.n_workers if self.memory is None else parsed_nbytes(self.memory)
+        return max(0, limit - gpus.CUDA_NBYTES) if self.kind == "cuda" else limit
 
-        if self.memory is not None:
-            return int(parse_bytes(self.memory))
-        return None if self.kind == "address" else machine()[1] // self.n_workers
+
+def parsed_nbytes(text: str) -> int:
+    """Read a size like ``4GiB``."""
+    from dask.utils import parse_bytes
+
+    return int(parse_bytes(text))
 
 
 def machine() -> tuple[int, int]:
@@ -316,19 +332,14 @@ def load_cluster(path: Path) -> Cluster:
     cluster = parse(Cluster, load_yaml(path, SpecError), str(path), SpecError)
     if (cluster.kind == "address") != (cluster.address is not None):
         raise SpecError(f"{path}: `address` goes with `kind: address`, and only there")
+    if problem := gpus.contradiction(cluster, parsed_nbytes):
+        raise SpecError(f"{path}: {problem}")
     return cluster
 
 
 def refuse_without_device(cluster: Cluster) -> None:
-    """Raise PlanError, saying what is missing, when a cluster needs a GPU and this machine has none."""
-    if cluster.kind != "cuda":
-        return
-    from scattercube.kernels.device import cuda_problem
-
-    problem = cuda_problem()
-    if problem is None and importlib.util.find_spec("dask_cuda") is None:
-        problem = "dask-cuda is not installed; install the extra scattercube[cuda12] or scattercube[cuda13]"
-    if problem is not None:
+    """Raise PlanError, saying what is missing, when a cluster needs a GPU that this machine does not have."""
+    if cluster.kind == "cuda" and (problem := gpus.problem(cluster)):
         raise PlanError(f"cluster kind cuda: {problem}")
 
 
@@ -341,6 +352,7 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
     PlanError
         No scheduler answers at the address.
     """
+    import dask
     from distributed import Client
 
     # Every worker that comes and goes is news to Dask, not to whoever watches a run.
@@ -355,21 +367,23 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
         with reached:
             yield reached
         return
-    started = _start(cluster)
-    client = Client(started)
-    try:
-        yield client
-    finally:
-        # After a worker's death a cluster may never finish closing; its processes end with ours in any case.
-        with contextlib.suppress(TimeoutError):
-            client.close(timeout=20)
-        with contextlib.suppress(TimeoutError):
-            started.close(timeout=20)
+    # A worker that dies is started again; Dask's cluster would miss it for 15 s, and then drop it for good.
+    settings = gpus.settings(cluster, parsed_nbytes) | {"distributed.deploy.lost-worker-timeout": "1 day"}
+    with dask.config.set(settings):
+        started = _start(cluster)
+        client = Client(started)
+        try:
+            yield client
+        finally:
+            # After a worker's death a cluster may never finish closing; its processes end with ours in any case.
+            for what in (client, started):
+                with contextlib.suppress(TimeoutError):
+                    what.close(timeout=20)
 
 
 def _start(cluster: Cluster) -> Any:
     options: dict[str, Any] = {
-        "n_workers": cluster.workers if cluster.kind == "cuda" else cluster.n_workers,
+        "n_workers": cluster.n_workers,
         "threads_per_worker": cluster.threads,
         "host": "127.0.0.1",
         "dashboard_address": "127.0.0.1:0",  # any free port, for this machine only
@@ -382,5 +396,4 @@ def _start(cluster: Cluster) -> Any:
         return LocalCluster(**options)
     from dask_cuda import LocalCUDACluster
 
-    # Without the external allocator CuPy would keep a pool of its own beside RMM's.
-    return LocalCUDACluster(rmm_pool_size=cluster.rmm_pool, rmm_allocator_external_lib_list="cupy", **options)
+    return LocalCUDACluster(**options, **gpus.options(cluster))

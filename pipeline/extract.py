@@ -1,5 +1,10 @@
-"""Second stage: scatter the chunk store into the feature cube, a shard at a time."""
+"""Second stage: scatter the chunk store into the feature cube, a shard at a time.
 
+On a GPU, keys overlap: a worker takes several at a time (``threads`` of its cluster), so that one is read and decoded,
+one computed, one encoded and written, and arrays travel meanwhile. The same code on the CPU is a plain loop.
+"""
+
+import threading
 from functools import lru_cache, partial
 from time import perf_counter
 from typing import Literal
@@ -7,13 +12,17 @@ from typing import Literal
 import numpy as np
 
 from scattercube.kernels import Scattering2D
-from scattercube.kernels.device import to_device, to_host
+from scattercube.kernels.device import through
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.execute import Stage, StepEvent, bad_record
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import ChunkKey, Plan, scattering
 from scattercube.pipeline.spec import Spec
 from scattercube.pipeline.store import OK, QUARANTINED, Store, open_cube
+
+PART_NBYTES = 64 << 20  # of features: a shard that has more is computed in parts, which overlap on a device
+
+_building = threading.Lock()  # where several threads of a worker need the filters first
 
 
 def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Literal["cpu", "cuda"]) -> Stage:
@@ -45,13 +54,17 @@ def _step(
     region = plan.feature_grid.region(key)
     signal, status = chunks.read("signal", region), chunks.read("status", region)
     reading = perf_counter()
-    transform = _transform(spec, (plan.signal_shape[-2], plan.signal_shape[-1]))
+    with _building:
+        transform = _transform(spec, (plan.signal_shape[-2], plan.signal_shape[-1]))
     bad: tuple[dict[str, str], ...] = ()
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is quarantined
         images = signal.astype(spec.dtype, copy=False)
-        usable = (status == OK) & _finite(images)
+        usable = np.flatnonzero((status == OK) & _finite(images))
         features = np.full((len(signal), *plan.feature_shape[1:]), np.nan, spec.dtype)
-        features[usable] = to_host(transform(to_device(images[usable], device)))
+        at_once = max(1, PART_NBYTES // features[0].nbytes)
+        parts = [usable[start : start + at_once] for start in range(0, len(usable), at_once)]
+        for part, found in zip(parts, through(transform, (images[part] for part in parts), device), strict=True):
+            features[part] = found
     lost = np.flatnonzero((status == OK) & ~_finite(features))
     if len(lost):
         rows = {name: chunks.read(name, region) for name in ("sample_id", "source")}

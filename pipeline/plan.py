@@ -114,8 +114,14 @@ def plan(spec: Spec, n_samples: int, sample_shape: tuple[int, ...], dtype: np.dt
     feature_nbytes = prod(feature_sample) * np.dtype(spec.dtype).itemsize
     signal_grid = sample_grid(n_samples, signal_nbytes)
     feature_grid = sample_grid(n_samples, feature_nbytes)
-    # Extraction holds the signals of a shard, the transform's own arrays, and the shard once more while it is encoded.
-    extract = feature_grid.shard * (signal_nbytes + feature_nbytes) + transform.nbytes(feature_grid.shard * prod(lead))
+    # Extraction holds the signals of a shard, also as the transform takes them, and its features. To these come on the
+    # CPU the transform's own arrays, then the shard once more while it is encoded; with a GPU that, and pinned copies.
+    image_nbytes = prod(sample_shape) * np.dtype(spec.dtype).itemsize
+    held = feature_grid.shard * (signal_nbytes + 2 * image_nbytes + feature_nbytes)
+    pinned = feature_grid.shard * (image_nbytes + feature_nbytes)
+    extract = held + max(
+        transform.nbytes(feature_grid.shard * prod(lead)), pinned + feature_grid.shard * feature_nbytes
+    )
     ingest = 3 * signal_grid.shard * signal_nbytes
     return Plan(
         signal_shape=(n_samples, *sample_shape),

@@ -5,15 +5,20 @@ counted in files, because attempts may run in other processes.
 """
 
 import errno
+import json
 import os
+import pickle
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from scattercube.pipeline import execute
+from scattercube.pipeline.blas import OneThread
 from scattercube.pipeline.errors import ChunkError, SpecError
 from scattercube.pipeline.execute import Cluster, Stage, StepEvent, connect, load_cluster
 from scattercube.pipeline.plan import ChunkKey, Grid
@@ -74,15 +79,27 @@ def client():
         yield client
 
 
-@pytest.fixture(params=["serial", "dask"])
+@pytest.fixture(scope="module")
+def threads():
+    """One worker that takes three keys at a time: they overlap."""
+    with connect(Cluster(workers=1, threads=3, memory="1GiB")) as client:
+        yield client
+
+
+@pytest.fixture(params=["client", "threads"])
+def cluster(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["serial", "client", "threads"])
 def where(request):
-    return None if request.param == "serial" else request.getfixturevalue("client")
+    return None if request.param == "serial" else request.getfixturevalue(request.param)
 
 
-def test_serial_and_dask_write_the_same_bytes(tmp_path, client):
+def test_serial_and_dask_write_the_same_bytes(tmp_path, cluster):
     serial, dask = make_stage(tmp_path / "serial"), make_stage(tmp_path / "dask")
     assert execute.run(serial, serial.keys) == len(GRID.keys)
-    assert execute.run(dask, dask.keys, client) == len(GRID.keys)
+    assert execute.run(dask, dask.keys, cluster) == len(GRID.keys)
     for stage in (serial, dask):
         stage.store.publish()
     assert contents(serial.store) == contents(dask.store)
@@ -126,10 +143,94 @@ def test_a_lasting_failure_names_the_key_and_keeps_the_rest(tmp_path, where, fai
     assert mended.store.missing(mended.keys) == ()
 
 
-def test_a_worker_that_dies_once_costs_nothing(tmp_path, client):
+def test_a_worker_that_dies_once_costs_nothing(tmp_path, cluster):
     stage = make_stage(tmp_path, {"sample=4": ["die", None]})
-    assert execute.run(stage, stage.keys, client) == len(GRID.keys)
+    assert execute.run(stage, stage.keys, cluster) == len(GRID.keys)
     assert stage.store.missing(stage.keys) == ()
+
+
+def test_a_key_that_kills_its_worker_is_named_and_no_neighbour_of_it(tmp_path, threads, monkeypatch):
+    monkeypatch.setattr(threads.cluster.scheduler, "allowed_failures", 1)
+    stage = make_stage(tmp_path, {"sample=10": ["die"] * 50})
+    with pytest.raises(ChunkError, match="test sample=10: its worker died each time it ran"):
+        execute.run(stage, stage.keys, threads)
+    assert [str(key) for key in stage.store.missing(stage.keys)] == ["sample=10"]
+    assert invocations(tmp_path)["sample=10"] == 4, "twice among others, twice alone"
+
+
+PHASES = ("read", "compute", "write")
+
+
+def phased_step(store, folder, failing, key):
+    """Read, compute and write slowly, and note when; in one phase of one key, fail."""
+    times = []
+    for phase in PHASES:
+        times.append(time.monotonic())
+        time.sleep(0.04)
+        if failing == (str(key), phase):
+            raise ValueError(f"cannot {phase}")
+    digest = store.write(key, shard(GRID, key))
+    times.append(time.monotonic())
+    (folder / str(key)).write_text(json.dumps(times))
+    parts = np.diff(times).tolist()
+    return StepEvent(str(key), digest, *parts, nbytes_in=0, nbytes_out=24, n_samples=2)
+
+
+def phased_stage(folder, failing=None):
+    notes = folder / "times"
+    notes.mkdir(parents=True)
+    store = Store(folder / "cube")
+    stage = Stage("test", store, lambda: template(GRID), GRID.keys, partial(phased_step, store, notes, failing))
+    store.create(stage.template())
+    return stage, notes
+
+
+def test_keys_of_one_worker_overlap(tmp_path, threads):
+    """While one is read another is computed and a third is written; never more than there are threads."""
+    stage, notes = phased_stage(tmp_path)
+    assert execute.run(stage, stage.keys, threads) == len(GRID.keys)
+    times = [json.loads(file.read_text()) for file in notes.iterdir()]
+    at_a_time = [sum(a <= moment < d for a, _, _, d in times) for moment, *_ in times]
+    assert max(at_a_time) == 3
+    span = max(d for *_, d in times) - min(a for a, *_ in times)
+    assert sum(d - a for a, _, _, d in times) > 1.5 * span
+    assert len({event["worker"] for event in stage.store.events()}) == 1
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_whatever_phase_fails_what_was_before_is_kept(tmp_path, where, phase):
+    stage, _ = phased_stage(tmp_path, ("sample=20", phase))
+    with pytest.raises(ChunkError, match=f"test sample=20: ValueError: cannot {phase}"):
+        execute.run(stage, stage.keys, where)
+    missing = [dict(key.offsets)["sample"] for key in stage.store.missing(stage.keys)]
+    assert min(missing) == 20
+    journal = [event["key"] for event in stage.store.events()]
+    assert len(journal) == len(set(journal)) == len(GRID.keys) - len(missing)
+    digests = {event["key"]: event["digest"] for event in stage.store.events()}
+    for key in (key for key in stage.keys if str(key) in digests):
+        values = stage.store.read("values", GRID.region(key))
+        np.testing.assert_array_equal(values, shard(GRID, key)["values"])
+
+
+def test_only_metadata_travels(tmp_path):
+    """What goes to a worker and what comes back is small, whatever the shard: nothing for Dask to hold or spill."""
+    stage = make_stage(tmp_path)
+    event = stage.step(stage.keys[0])
+    assert len(pickle.dumps((stage.step, stage.keys[:1]))) < 2000
+    assert len(pickle.dumps(event)) < 1000
+
+
+def test_blas_has_one_thread_while_any_key_is_at_work():
+    def found():
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    before, keys = found(), OneThread()
+    assert before
+    with keys:
+        with keys:
+            assert set(found()) == {1}
+        assert set(found()) == {1}
+    assert found() == before
 
 
 def test_the_window_stays_bounded(tmp_path, client, monkeypatch):

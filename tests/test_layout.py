@@ -32,7 +32,7 @@ LEVELS = (
     {"catalog", "sources"},
     {"plan"},
     {"store"},
-    {"cube", "execute"},
+    {"cube", "blas", "gpus", "execute"},
     {"charts", "features"},
     {"heads"},
     {"protocol"},

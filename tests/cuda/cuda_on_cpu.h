@@ -99,8 +99,13 @@ struct Launch {
   Stacks *stacks;
   int schedule;
   unsigned seed;
+  int without_line;     // the barrier there does nothing
+  unsigned char *seen;  // of each line: whether a thread came to a barrier there
 };
 
+constexpr int most_lines = 1 << 16;
+static int without_line;
+static unsigned char *seen;
 static unsigned char *dynamic_shared;
 static Fiber *fibers, *running;
 static unsigned n_fibers;
@@ -259,6 +264,8 @@ static bool run_block(unsigned *order, int schedule) {
       threadIdx = running->index;
       switch_context(scheduler, running->context);
       if (*fault) return false;
+      // A warp does not wait for others: where it is complete, those of its lanes that come first in the order go on.
+      if (running->state == State::in_warp && release_lanes(order[i])) i = -1;
     }
   } while (release());
   return !*fault;
@@ -371,6 +378,8 @@ static const char *launch(const char *name, void (*body)(), const Launch &how, v
   arguments = values;
   random_state = how.seed;
   stacks = how.stacks;
+  without_line = how.without_line;
+  seen = how.seen;
   *fault = 0;
   gridDim = {how.grid[0], how.grid[1], how.grid[2]};
   blockDim = {how.block[0], how.block[1], how.block[2]};
@@ -448,7 +457,10 @@ static int segment(int width) { return lane() / width * width; }
 
 }  // namespace cuda_on_cpu
 
-inline void __syncthreads(int line = __builtin_LINE()) { cuda_on_cpu::wait_as(cuda_on_cpu::State::at_barrier, line); }
+inline void __syncthreads(int line = __builtin_LINE()) {
+  if (line >= 0 && line < cuda_on_cpu::most_lines) cuda_on_cpu::seen[line] = 1;
+  if (line != cuda_on_cpu::without_line) cuda_on_cpu::wait_as(cuda_on_cpu::State::at_barrier, line);
+}
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
   cuda_on_cpu::shuffle(mask, 0, cuda_on_cpu::lane(), line);
 }

@@ -40,7 +40,11 @@ MAX_GRID = (2**31 - 1, 2**16 - 1, 2**16 - 1)
 MAX_SHARED_NBYTES = 227 * 1024
 DEFAULT_SHARED_NBYTES = 48 * 1024
 
+_MOST_LINES = 1 << 16
+
 _order: ContextVar[tuple[str, int]] = ContextVar("order", default=("natural", 0))
+_without_line: ContextVar[int] = ContextVar("without_line", default=-1)
+_seen = (ctypes.c_ubyte * _MOST_LINES)()
 
 
 class CompileError(RuntimeError):
@@ -71,6 +75,22 @@ def schedule(name: Literal["natural", "reversed", "shuffled"], seed: int = 0) ->
         _order.reset(token)
 
 
+@contextmanager
+def barriers(without_line: int = -1) -> Iterator[set[int]]:
+    """Fill a set, in the end, with the lines of sources at whose barriers launches within came by.
+
+    What stands at ``without_line`` does nothing, as if `without_barrier` had taken it out.
+    """
+    lines: set[int] = set()
+    ctypes.memset(_seen, 0, _MOST_LINES)
+    token = _without_line.set(without_line)
+    try:
+        yield lines
+    finally:
+        _without_line.reset(token)
+        lines.update(line for line in range(_MOST_LINES) if _seen[line])
+
+
 def compiler_problem() -> str | None:
     """Return None when kernels can be compiled for the CPU, else one line that says what is missing."""
     compiler = _compiler()[0]
@@ -93,6 +113,8 @@ class _Launch(ctypes.Structure):
         ("stacks", ctypes.POINTER(_Stacks)),
         ("schedule", ctypes.c_int),
         ("seed", ctypes.c_uint),
+        ("without_line", ctypes.c_int),
+        ("seen", ctypes.POINTER(ctypes.c_ubyte)),
     )
 
 
@@ -184,7 +206,8 @@ class Kernel:
             raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, not {len(args)}")
         values = [self._value(i, arg) for i, arg in enumerate(args)]
         name, seed = _order.get()
-        how = _Launch(grid, block, shared_mem, ctypes.pointer(_stacks), SCHEDULES.index(name), seed)
+        order, without_line = (SCHEDULES.index(name), seed), _without_line.get()
+        how = _Launch(grid, block, shared_mem, ctypes.pointer(_stacks), *order, without_line, _seen)
         problem = self._launch(how, (ctypes.c_void_p * (len(values) or 1))(*(value.ctypes.data for value in values)))
         if problem:
             raise LaunchError(problem.decode())

@@ -445,3 +445,15 @@ def test_barriers_are_counted_and_taken_out_one_by_one():
     assert without_barrier(source, 1) == source.replace("__syncthreads ( )", "(void(0))")
     with pytest.raises(IndexError, match="barrier 2 of a source that has 2"):
         without_barrier(source, 2)
+
+
+def test_a_barrier_that_does_nothing_is_one_that_is_not_there(rng):
+    lines = [i for i, text in enumerate(SUM.splitlines(), 1) if text.strip().startswith("__syncthreads()")]
+    with emulation.barriers() as seen:
+        assert summed(rng) == [True] * 3
+    assert sorted(seen) == lines
+    for n, line in enumerate(lines):
+        with emulation.barriers(without_line=line) as seen:
+            found = summed(np.random.default_rng(5))
+        assert sorted(seen) == lines
+        assert found == summed(np.random.default_rng(5), without_barrier(SUM, n))
