@@ -20,7 +20,7 @@ from scattercube.kernels.filterbank import Bank, Shape
 if TYPE_CHECKING:
     from scattercube.kernels.cascade import Cascade
 
-_SPECTRA_NBYTES = 256 << 20  # of the spectra that a step reads: enough to fill a device
+_SPECTRA_NBYTES = 384 << 20  # of the spectra that a step reads: enough to fill a device
 _MOST_ELEMENTS = 1 << 31  # of an array of spectra: the engine counts them in 32 bits
 _MOST_BLOCKS = 1 << 16  # of a grid of launches, along its second and third axis
 

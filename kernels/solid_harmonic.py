@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import fused_volumes
+from scattercube.kernels import fused_cuda_volumes, fused_volumes
 from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.cascade import TRUNCATION
+from scattercube.kernels.cuda_units import finite_units
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
 from scattercube.kernels.harmonics import Band, Harmonics, planes_at_once, step_nbytes
 from scattercube.kernels.paths import Paths
@@ -102,8 +103,8 @@ class HarmonicScattering3D(Rebuilt):
     def __call__(self, x: Array, threads: int = 1) -> Array:
         """Return the coefficients (…, n_paths) of volumes (…, D, H, W), in the namespace of ``x``.
 
-        With the compiled engine (NumPy arrays), the bits for a volume depend neither on what else is in the batch nor
-        on ``threads``, how many of its threads work; without it, the batch changes them by rounding alone.
+        With an engine, the bits for a volume depend neither on what else is in the batch nor on ``threads``, how many
+        threads work on NumPy arrays; without one, the batch changes them by rounding alone.
 
         Raises
         ------
@@ -112,10 +113,16 @@ class HarmonicScattering3D(Rebuilt):
         ValueError
             The last three axes are not (D, H, W), or a value is not finite.
         """
-        xp, batch = namespace(x), checked(x, self.shape, self.dtype)
-        fused, threads = self._fused if xp is np else None, integer("threads", threads, 1)
-        at_once = fused.at_once(threads) if fused else self._at_once(device_of(x))
+        xp, device = namespace(x), device_of(x)
+        on_device = self._fused_cuda if device == "cuda" else None
+        batch = checked(x, self.shape, self.dtype, finite=on_device is None)
+        fused, threads = self._fused if device == "cpu" else None, integer("threads", threads, 1)
         out = xp.empty((len(batch), len(self.paths)), self.dtype)
+        if on_device:
+            batch = batch.astype(self.dtype, copy=False)
+            on_device(batch, finite_units(batch, x), out)
+            return out.reshape(x.shape[:-3] + self.output_shape)
+        at_once = fused.at_once(threads) if fused else self._at_once(device)
         for some in _blocks(batch, at_once):
             volumes = batch[some].astype(self.dtype, copy=False)
             S, unit = xp.empty(out[some].shape), units(volumes)
@@ -155,13 +162,16 @@ class HarmonicScattering3D(Rebuilt):
         Volumes are taken in blocks, one at a time where they are large, so that beyond the result the peak does not
         grow with the batch. The filters, which stay, and about 64 KiB of bookkeeping are not counted.
         """
+        result = batch * len(self.paths) * self.dtype.itemsize
+        if device == "cuda" and self._fused_cuda:
+            return result + batch * self.dtype.itemsize + self._fused_cuda.nbytes(batch)
         finite = min(batch * self._volume_nbytes(), block_nbytes(device)) // self.dtype.itemsize  # checked first
         if self._fused and device == "cpu":
             n_volumes = min(batch, self._fused.at_once(threads))
             work = self._fused.nbytes(n_volumes, threads) + n_volumes * len(self.paths) * 8
         else:
             work = min(batch, self._at_once(device)) * self._peak(device)
-        return max(finite, batch * len(self.paths) * self.dtype.itemsize + work)
+        return max(finite, result + work)
 
     def _peak(self, device: Device) -> int:
         """The peak of `_scatter` for one volume, its argument included."""
@@ -175,8 +185,16 @@ class HarmonicScattering3D(Rebuilt):
     @cached_property
     def _fused(self) -> fused_volumes.Plan | None:
         """What the compiled engine makes of this transform; None where there is no engine for it."""
+        return fused_volumes.plan(*self._plan_parameters())
+
+    @cached_property
+    def _fused_cuda(self) -> fused_cuda_volumes.Plan | None:
+        """What the CUDA engine makes of this transform; None where it does not have the shape."""
+        return fused_cuda_volumes.plan(*self._plan_parameters())
+
+    def _plan_parameters(self) -> tuple[Any, ...]:
         rows = {path: int(numbers[0, 0]) for path, numbers in self.paths.rows.items()}
-        return fused_volumes.plan(self.shape, self._widths, self.L, self.integral_powers, rows, self.dtype)
+        return self.shape, self._widths, self.L, self.integral_powers, rows, self.dtype
 
     @cached_property
     def _wavelets(self) -> list[list[Harmonics]]:

@@ -279,6 +279,8 @@ constexpr int BLOCKS = N / BLOCK, BLOCK_STEP = STRIDE / BLOCK > 0 ? STRIDE / BLO
 SC_INLINE int counted(int block) { return block % BLOCK_STEP * STEPS + block / BLOCK_STEP; }
 
 #if AVERAGE == MOMENTS
+struct alignas(16) Four { real v[4]; };  // of a table, read at once; there are four moments, or eight
+
 // The moments of |y| in a block: u(i) reads its samples. Moment m stands at m BLOCKS + its number.
 template <class U, class To> SC_INLINE void moments_of_block(U u, int block, To to) {
   real sum[N_MOMENTS];
@@ -324,7 +326,11 @@ template <class U, class Kept, class Put> SC_INLINE void average_of_line(U u, Ke
 #if AVERAGE == MOMENTS
       const int at = counted(b);
 #pragma unroll
-      for (int m = 0; m < N_MOMENTS; m++) sum += kernel[d * N_MOMENTS + m] * kept(m * BLOCKS + at);
+      for (int m = 0; m < N_MOMENTS; m += 4) {
+        const Four weights = reinterpret_cast<const Four *>(kernel)[(d * N_MOMENTS + m) / 4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum += weights.v[i] * kept((m + i) * BLOCKS + at);
+      }
 #else
       sum += kernel[d] * u(b);
 #endif
