@@ -65,9 +65,9 @@ def checked(x: Array, shape: Sequence[int], dtype: np.dtype[Any], name: str = "x
 
 
 def checked_pair(
-    x: Array, g: Array, shape: Sequence[int], output_shape: Sequence[int], dtype: np.dtype[Any]
+    x: Array, g: Array, shape: Sequence[int], output_shape: Sequence[int], dtype: np.dtype[Any], finite: bool = True
 ) -> tuple[Array, Array]:
-    r"""Return arrays (…, \*shape) and weights (…, \*output_shape) of their coefficients as two batches, checked.
+    r"""Return arrays (…, \*shape) and weights (…, \*output_shape) of their coefficients as two batches, as `checked`.
 
     Raises
     ------
@@ -76,10 +76,10 @@ def checked_pair(
     ValueError
         A shape does not fit, or a value is not finite.
     """
-    batch = checked(x, shape, dtype)
+    batch = checked(x, shape, dtype, finite=finite)
     if g.shape != (expected := (*x.shape[: x.ndim - len(shape)], *output_shape)):
         raise ValueError(f"g has shape {g.shape}: x of shape {x.shape} needs {expected}")
-    return batch, checked(g, output_shape, dtype, "g")
+    return batch, checked(g, output_shape, dtype, "g", finite)
 
 
 def not_finite(x: Array, dtype: np.dtype[Any], name: str) -> str:
@@ -101,5 +101,5 @@ def units(batch: Array) -> Array:
     xp, limits = namespace(batch), np.finfo(batch.dtype)
     flat = batch.reshape(len(batch), math.prod(batch.shape[1:]))
     peaks = xp.maximum(flat.max(axis=1), -flat.min(axis=1))
-    exponents = xp.where(peaks > 0, xp.frexp(peaks)[1], 0).clip(limits.minexp, limits.maxexp - 1)
+    exponents = xp.where(peaks > 0, xp.frexp(peaks)[1], 0).clip(limits.minexp, limits.maxexp - 2)
     return xp.ldexp(xp.ones(len(batch), batch.dtype), exponents)

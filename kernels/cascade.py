@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import fused_cpu, fused_cuda, primitives
+from scattercube.kernels import fused_cpu, fused_cuda, fused_cuda_adjoint, primitives
 from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.axes import Axis
 from scattercube.kernels.cuda_units import finite_units
@@ -157,15 +157,22 @@ class Cascade(Rebuilt):
         ValueError
             A shape does not fit, or a value is not finite.
         """
-        batch, g = checked_pair(x, g, self.shape, self.output_shape, self.dtype)
-        g = g.reshape(len(batch), *self._kept)
+        on_device = self._fused_cuda_adjoint if device_of(x) == "cuda" else None
+        batch, weights = checked_pair(x, g, self.shape, self.output_shape, self.dtype, finite=on_device is None)
+        weights = weights.reshape(len(batch), *self._kept)
         gradient = namespace(x).empty(batch.shape, dtype=self.dtype)
+        if on_device:
+            batch, weights = (array.astype(self.dtype, copy=False) for array in (batch, weights))
+            unit = finite_units(batch, x)
+            finite_units(weights, g, "g")
+            on_device(batch, unit, weights, gradient)
+            return gradient.reshape(x.shape)
         for part in self._blocks(batch):
-            images, weights = (array[part].astype(self.dtype, copy=False) for array in (batch, g))
-            G = primitives.average_adjoint(weights, self._lowpasses[0], _ROOT)
+            images, g = (array[part].astype(self.dtype, copy=False) for array in (batch, weights))
+            G = primitives.average_adjoint(g, self._lowpasses[0], _ROOT)
             if self.max_order:
                 X = primitives.spectrum(primitives.extend(images, self._indices), len(self.shape))
-                G = G + primitives.spectrum_adjoint(self._ascend(X, (), _ROOT, weights), len(self.shape))
+                G = G + primitives.spectrum_adjoint(self._ascend(X, (), _ROOT, g), len(self.shape))
             gradient[part] = primitives.extend_adjoint(G, self._indices, self.shape)
         return gradient.reshape(x.shape)
 
@@ -234,6 +241,11 @@ class Cascade(Rebuilt):
     def _fused_cuda(self) -> fused_cuda.Plan | None:
         """What the CUDA engine makes of this cascade; None where it does not have one of its grids."""
         return fused_cuda.plan(self)
+
+    @cached_property
+    def _fused_cuda_adjoint(self) -> fused_cuda_adjoint.Plan | None:
+        """What the CUDA engine makes of the adjoint; None where it does not have one of its grids."""
+        return fused_cuda_adjoint.plan(self)
 
     @property
     def _widest(self) -> int:

@@ -72,6 +72,8 @@ class Filters:
 
 def _trimmed(box: Box, out: Shape) -> Box:
     """Drop what is nothing beside a filter's peak at the ends of its box; a little more if fewer aliases are left."""
+    if not box.weights.any():
+        return box
     magnitude = abs(box.weights) / abs(box.weights).max()
     nothing = _WEIGHT[box.weights.dtype.name]
     windows = []

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels.axes import Axis
-from scattercube.kernels.device import Constant
+from scattercube.kernels.device import Constant, most_shared_nbytes
 from scattercube.kernels.filterbank import Lowpass, Shape
 from scattercube.kernels.fused_averages import DROP, MOST_MOMENTS, line_taps
 from scattercube.kernels.primitives import Smoothing
 
 SHARED_NBYTES = 227 << 10
 """Of shared memory, what a block may take on the devices that this is made for (compute capability 9.0)."""
+
 
 _RADICES = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16)
 _CONSTANT_NBYTES = 60 << 10  # of constant memory, for the roots of unity and places of both axes
@@ -25,11 +26,17 @@ _MOST_SIGNALS = 8
 _POINTS_PER_THREAD = 16
 _THREADS = (64, 1024)
 _REGISTERS = (1 << 16, 64)  # of a multiprocessor; what a thread may need
+_READINGS_NBYTES = 44 << 10  # of static shared memory, for what rows of filters have
 _READING_NBYTES = 20  # of static shared memory, for each row of a grid and each alias
 _STATIC_NBYTES = 1 << 11  # of shared memory, for all else that a block has, and the system
 _ROWS_NBYTES = 72 << 10  # of shared memory, for rows of a large grid: several blocks at once
 _AVERAGES = ("MOMENTS", "TAPS", "SAMPLING", "WEIGHTS")
 _ENGINE = Path(__file__).parent / "engine"
+
+
+def shared_nbytes() -> int:
+    """Return how much shared memory a block may take here: where there is no device, as much as it is made for."""
+    return min(SHARED_NBYTES, most_shared_nbytes())
 
 
 def passes(n: int) -> tuple[int, ...] | None:
@@ -96,7 +103,14 @@ class Module:
 
     @classmethod
     def of(
-        cls, n: Shape, axes: tuple[Axis, ...], level: int, low: Smoothing, aliases: Shape, dtype: np.dtype[Any]
+        cls,
+        n: Shape,
+        axes: tuple[Axis, ...],
+        level: int,
+        low: Smoothing,
+        aliases: Shape,
+        dtype: np.dtype[Any],
+        may_be_whole: bool = True,
     ) -> "Module | None":
         """Plan the module of a level; None where the engine does not have its grid."""
         line = len(n) == 1
@@ -109,13 +123,16 @@ class Module:
         n1, n2 = shape
         pitch = n2 | 1
         reading_nbytes = 0 if line else aliases[0] * _READING_NBYTES  # of a row, beside the dynamic shared memory
-        whole = n1 * (pitch * complex_nbytes + reading_nbytes) <= SHARED_NBYTES - _STATIC_NBYTES
+        room = shared_nbytes()
+        whole = may_be_whole and n1 * (pitch * complex_nbytes + reading_nbytes) <= room - _STATIC_NBYTES
+        whole = whole and n1 * reading_nbytes <= _READINGS_NBYTES
         signals = max(1, min(_MOST_SIGNALS, _POINTS // (n1 * n2))) if whole else 1
-        columns = next((some for some in (32, 16) if n1 * (some | 1) * complex_nbytes <= SHARED_NBYTES // 3), 8)
+        columns = next((some for some in (32, 16) if n1 * (some | 1) * complex_nbytes <= room // 3), 8)
         row_nbytes = pitch * complex_nbytes + reading_nbytes
-        if not whole and max(8 * row_nbytes, n1 * (columns | 1) * complex_nbytes) > SHARED_NBYTES - _STATIC_NBYTES:
+        if not whole and max(8 * row_nbytes, n1 * (columns | 1) * complex_nbytes) > room - _STATIC_NBYTES:
             return None
         rows = max(8, min(n1, _ROWS_NBYTES // row_nbytes)) if not whole else n1
+        rows = rows if whole else max(8, min(rows, _READINGS_NBYTES // max(1, reading_nbytes)))
         if line and not whole:
             rows = min(rows, 16)  # neighbouring frequencies, which are read and written together
         threads = _threads(shape, signals if whole else 1, (n1 if whole else rows, n2 if whole else columns))
@@ -137,16 +154,16 @@ class Module:
         }
         shared = n1 * (signals * pitch * complex_nbytes + reading_nbytes)
         defines["BLOCKS_PER_SM"] = max(
-            1, min(SHARED_NBYTES // (shared + _STATIC_NBYTES), _REGISTERS[0] // _REGISTERS[1] // threads)
+            1, min(room // (shared + _STATIC_NBYTES), _REGISTERS[0] // _REGISTERS[1] // threads)
         )
         widest = 32 if whole else columns  # block of samples: whole ones lie in a block of columns
         average, kernel = _line_average(low, shape, widest, dtype) if line else _grid_average(low, axes, level, dtype)
         n_moments = n1 * n2 // average["BLOCK"] * average["N_MOMENTS"] if line else 0
         n_kept = (n_moments or n1 * n2) if line else average["OUT1"] * n2
         defines |= average | {"OUTPUTS": math.prod(low.kept), "AVERAGED": n_kept}
-        average_nbytes = n_moments * dtype.itemsize
-        if average_nbytes > SHARED_NBYTES:
-            return None
+        fit = n_moments * dtype.itemsize <= room - _STATIC_NBYTES
+        defines["MOMENTS_FIT"] = int(fit)  # else they are read where they are
+        average_nbytes = n_moments * dtype.itemsize if fit else 0
         texts = {name: str(value) for name, value in defines.items()}
         return cls(shape, n, texts, Constant(kernel), whole, signals, rows, columns, threads, average_nbytes, dtype)
 
@@ -202,6 +219,12 @@ class Module:
     def columns_nbytes(self) -> int:
         """Shared memory of a block of columns."""
         return self.shape[0] * (self.columns | 1) * self.complex_nbytes
+
+    def blocks_per_sm(self, dynamic_nbytes: int) -> int:
+        """Return how many blocks with so much dynamic shared memory a multiprocessor should hold; 0 if it cannot."""
+        readings = self.rows * int(self.defines["ALIASES1"]) * _READING_NBYTES if len(self.n) == 2 else 0
+        room = shared_nbytes() // (dynamic_nbytes + readings + _STATIC_NBYTES)
+        return min(room, _REGISTERS[0] // _REGISTERS[1] // self.threads)
 
 
 def places(n: int) -> NDArray[np.intp]:
@@ -282,5 +305,5 @@ def _line_average(
     table = np.roll(kernel, -begin, axis=0)[: end - begin]
     defines |= {"AVERAGE": "TAPS", "FIRST_TAP": begin, "N_TAPS": len(table)}
     if len(taps.basis):
-        defines |= {"AVERAGE": "MOMENTS", "N_MOMENTS": n_moments, "BASIS": _literal(taps.basis.astype(dtype))}
+        defines |= {"AVERAGE": "MOMENTS", "N_MOMENTS": n_moments, "BASIS": _literal(taps.basis.T.astype(dtype))}
     return defines, np.ascontiguousarray(table, dtype)

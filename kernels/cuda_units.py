@@ -33,7 +33,7 @@ class _Units:
             "PART": _PART,
             "LARGEST": repr(float(limits.max)) + ("" if double else "f"),
             "LEAST": limits.minexp,
-            "MOST": limits.maxexp - 1,
+            "MOST": limits.maxexp - 2,
         }
         head = "".join(f"#define {name} {value}\n" for name, value in defines.items())
         return head + (Path(__file__).parent / "engine" / "units.cu").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def _schedule(dtype: np.dtype[Any], n_arrays: int, n: int) -> Schedule:
     return schedule
 
 
-def finite_units(batch: Array, x: Array) -> Array:
+def finite_units(batch: Array, x: Array, name: str = "x") -> Array:
     """Return the unit of each array of a batch (B, …), as `arguments.units` does, once all is known to be finite.
 
     While a CUDA graph is captured nothing can be read back: what is not finite makes NaN of all that depends on it.
@@ -57,8 +57,8 @@ def finite_units(batch: Array, x: Array) -> Array:
     ----------
     batch
         float32 or float64, on a CUDA device.
-    x
-        The same as it was given, for the message.
+    x, name
+        The same as it was given, and what to call it, for the message.
 
     Raises
     ------
@@ -71,5 +71,5 @@ def finite_units(batch: Array, x: Array) -> Array:
         some = slice(start, min(start + _MOST_ARRAYS, len(batch)))
         _schedule(batch.dtype, some.stop - some.start, n).run(xp, batch[some], units[some])
     if len(batch) and not capturing(xp) and np.isnan(to_host(units)).any():
-        raise ValueError(not_finite(x, batch.dtype, "x"))
+        raise ValueError(not_finite(x, batch.dtype, name))
     return units

@@ -24,8 +24,6 @@ Device = Literal["cpu", "cuda"]
 CUDA_OPTIONS = ("-std=c++17", "--device-as-default-execution-space", "--prec-sqrt=false", "--ftz=true")
 """How CUDA source is compiled: the square root to one unit in the last place, and nothing below the normal numbers."""
 
-_UNASKED_SHARED_NBYTES = 48 << 10  # of shared memory, what a kernel may take that does not ask
-
 
 def namespace(x: Array) -> ModuleType:
     """Return the module, NumPy or CuPy, whose array ``x`` is.
@@ -115,6 +113,15 @@ def cuda_problem() -> str | None:
     return None if n_devices else "CuPy finds no CUDA device"
 
 
+@cache
+def most_shared_nbytes() -> int:
+    """Return how much shared memory a block may take on every CUDA device here; where there is none, it is no limit."""
+    if cuda_problem():
+        return 1 << 30
+    cuda = importlib.import_module("cupy").cuda
+    return min(int(cuda.Device(n).attributes["MaxSharedMemoryPerBlockOptin"]) for n in range(n_devices()))
+
+
 def address(x: Array) -> int:
     """Return where an array begins in memory."""
     return int(x.ctypes.data if namespace(x) is np else x.data.ptr)
@@ -134,8 +141,8 @@ def capturing(xp: ModuleType) -> bool:
 def compiled(xp: ModuleType, device_id: int, source: str, name: str, shared_nbytes: int) -> Any:
     """Return a kernel of CUDA source, compiled for a device, the current one, that may take so much shared memory."""
     kernel = _module(xp, device_id, source).get_function(name)
-    if shared_nbytes > _UNASKED_SHARED_NBYTES:
-        kernel.max_dynamic_shared_size_bytes = shared_nbytes
+    if shared_nbytes:
+        kernel.max_dynamic_shared_size_bytes = shared_nbytes  # without being asked a device gives 48 KiB in all
     return kernel
 
 

@@ -91,6 +91,11 @@ class Plan:
         blocks = {some.stop - some.start for some in self._blocks(batch)}
         return max((self._schedule(n_images).nbytes for n_images in blocks), default=0)
 
+    @property
+    def averages_lines(self) -> bool:
+        """Whether `averages` can be had at every level: what a line leaves to average fits a block."""
+        return all(int(module.defines.get("MOMENTS_FIT", 0)) for module in self._modules)
+
     def possible(self) -> bool:
         """Tell whether what one image needs can be counted."""
         return self._images_at_once > 0
@@ -216,7 +221,7 @@ class Plan:
     def averages(
         self, schedule: Schedule, lines: Given, j: int, n_lines: int, n_images: int, first_row: int, n_paths: int
     ) -> None:
-        """Average lines (outputs, images, n) of scale j into the rows from the first one on, of so many of each image."""
+        """Average lines (outputs, images, n) of scale j into the rows from the first on, of so many of each image."""
         module = self._modules[self._cascade._level(j)]
         schedule.launch(
             *(module, "average_lines", (n_lines,), module.average_nbytes, lines, n_images, first_row),

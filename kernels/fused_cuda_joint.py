@@ -22,7 +22,7 @@ _SPECTRA_NBYTES = 1 << 28  # of the first order's
 def plan(joint: "TimeFrequencyScattering") -> "Plan | None":
     """Return the plan of a joint transform; None where the engine lacks one of its grids."""
     along_time = joint._time._fused_cuda
-    return Plan(joint, along_time) if along_time else None
+    return Plan(joint, along_time) if along_time and along_time.averages_lines else None
 
 
 class Plan:

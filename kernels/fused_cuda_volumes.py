@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scattercube.kernels.cascade import TRUNCATION
-from scattercube.kernels.cuda_modules import SHARED_NBYTES, passes
+from scattercube.kernels.cuda_modules import passes, shared_nbytes
 from scattercube.kernels.cuda_schedule import OUT, UNIT, Schedule, Space, X
 from scattercube.kernels.device import Array, Constant, block_nbytes, namespace
 from scattercube.kernels.filterbank import Shape
@@ -80,7 +80,7 @@ class Module:
     def of(cls, shape: Shape, powers: Sequence[float], dtype: np.dtype[Any]) -> "Module | None":
         """Plan the module; None where the engine does not have the shape."""
         D, H, W = shape
-        nbytes, room = 2 * dtype.itemsize, SHARED_NBYTES - _STATIC_NBYTES
+        nbytes, room = 2 * dtype.itemsize, shared_nbytes() - _STATIC_NBYTES
         if not all(map(passes, shape)) or sum(shape) * nbytes + (H + W) * 4 > _CONSTANT_NBYTES:
             return None
         columns = next((c for c in (16, 8, 4) if 2 * D * c * nbytes <= room // (2 if c > 4 else 1)), 0)
@@ -111,7 +111,7 @@ class Module:
     def _blocks_at_once(self) -> int:
         """How many blocks with a plane a multiprocessor is to hold."""
         n_warps = _warps(self.shape, self.plane_threads, self.dtype)
-        return max(1, min(n_warps * 32 // self.plane_threads, SHARED_NBYTES // (self.plane_nbytes + _STATIC_NBYTES)))
+        return max(1, min(n_warps * 32 // self.plane_threads, shared_nbytes() // (self.plane_nbytes + _STATIC_NBYTES)))
 
     @property
     def plane_nbytes(self) -> int:

@@ -13,7 +13,8 @@
 //
 // Kernels whose grid fits a block's shared memory work on whole signals: `extend_whole`, `wavelet_whole`. Else a grid is cut:
 // `wavelet_rows` gathers and transforms rows, `wavelet_columns` (`extend_columns`) columns, with the modulus and what follows it, and
-// `spectrum_rows` ends the transform forth; `average_rows` and `average_line` end the averages.
+// `spectrum_rows` ends the transform forth, `average_paths` the averages. `bands_whole`, `bands_columns` and `average_lines` serve the
+// joint transform: signals without their modulus, and averages of what becomes of them.
 
 #define SC_INLINE static __device__ __forceinline__
 #define SC_LAMBDA
@@ -119,6 +120,17 @@ template <int n, int lines, int L, int R, int... Rs> struct Passes<n, lines, L, 
 template <int lines> using Along1 = Passes<N1, lines, 1, RADICES1>;
 template <int lines> using Along2 = Passes<N2, lines, 1, RADICES2>;
 
+// 1 / 2^e, exactly, for |e| <= 126 (1022)
+SC_INLINE float inverse_of_power(float power) {
+  union { float value; unsigned bits; } inverse = {power};
+  inverse.bits = 0x7f000000u - inverse.bits;
+  return inverse.value;
+}
+SC_INLINE double inverse_of_power(double power) {
+  union { double value; unsigned long long bits; } inverse = {power};
+  inverse.bits = 0x7fe0000000000000ull - inverse.bits;
+  return inverse.value;
+}
 SC_INLINE float square_root(float a) { return sqrtf(a); }
 SC_INLINE double square_root(double a) { return sqrt(a); }
 SC_INLINE real modulus(cplx a) { return square_root(a.x * a.x + a.y * a.y); }
@@ -272,7 +284,7 @@ SC_INLINE real *coefficients(const Output &out, int image, int row) { return out
 
 #if LINE
 #if AVERAGE == MOMENTS
-__constant__ real basis[N_MOMENTS][BLOCK] = BASIS;
+__constant__ alignas(16) real basis[BLOCK][N_MOMENTS] = BASIS;
 #endif
 // Blocks of samples (or samples) are counted from output to output: the one r behind output o is number r (blocks / steps) + o.
 constexpr int BLOCKS = N / BLOCK, BLOCK_STEP = STRIDE / BLOCK > 0 ? STRIDE / BLOCK : 1, STEPS = BLOCKS / BLOCK_STEP;
@@ -286,12 +298,12 @@ template <class U, class To> SC_INLINE void moments_of_block(U u, int block, To 
   real sum[N_MOMENTS];
 #pragma unroll
   for (int m = 0; m < N_MOMENTS; m++) sum[m] = 0;
-  constexpr int unrolled = THREADS > 896 ? 8 : BLOCK;  // registers are few where there are many threads
+  constexpr int unrolled = BLOCK < 8 ? BLOCK : 8;  // more would take registers that there are not
 #pragma unroll unrolled
   for (int i = 0; i < BLOCK; i++) {
     const real a = u(i);
 #pragma unroll
-    for (int m = 0; m < N_MOMENTS; m++) sum[m] += basis[m][i] * a;
+    for (int m = 0; m < N_MOMENTS; m++) sum[m] += basis[i][m] * a;
   }
 #pragma unroll
   for (int m = 0; m < N_MOMENTS; m++) to[m * BLOCKS + counted(block)] = sum[m];
@@ -418,7 +430,6 @@ SC_INLINE void finish_whole(cplx *z, const Target *targets, const Output &out, c
     average_of_line(sample, [](int) { return real(0); }, kernel, [&](int o, real a) { S[o] = a * unit; });
 #endif
   }
-  __syncthreads();
 #else
   // Along columns, into the imaginary parts of the first rows; then along these.
   constexpr int per = OUT1 / NEIGHBOURS;
@@ -440,9 +451,9 @@ SC_INLINE void finish_whole(cplx *z, const Target *targets, const Output &out, c
         coefficients(out, target.image, target.row)[o1 * OUT2 + o2] = a * out.unit[target.image];
       });
   }
-  __syncthreads();
 #endif
   if (!goes_on) return;
+  __syncthreads();
   // Columns forth, two real ones at a time, conjugate.
   constexpr int pairs = SIGNALS * COLUMN_PAIRS;
   auto column = [](int l, int e) { return l / COLUMN_PAIRS * IMAGE + e * PITCH + l % COLUMN_PAIRS; };
@@ -504,7 +515,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) extend_whole(
     for (int q = 0; q < SIGNALS; q++)
     {
       const int image = min(first + q, images - 1);
-      z[q * IMAGE + place1(u1) * PITCH + place2(u2)].x = x[(long long)image * H * W + from] / unit[image];
+      z[q * IMAGE + place1(u1) * PITCH + place2(u2)].x = x[(long long)image * H * W + from] * inverse_of_power(unit[image]);
     }
   }
   __syncthreads();
@@ -665,11 +676,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) extend_columns(const real 
                                                                      cplx *__restrict__ B) {
   DYNAMIC_SHARED(cplx, z);
   const int begin = blockIdx.x * COLUMNS, image = blockIdx.y;
-  const real *from = x + (long long)image * H * W;
+  const real *from = x + (long long)image * H * W, inverse = inverse_of_power(unit[image]);
 #pragma unroll 1
   for (int t = threadIdx.x; t < N1 * COLUMNS; t += THREADS) {
     const int u1 = t / COLUMNS, c = t % COLUMNS, u2 = min(begin + c, N2 - 1);
-    z[place1(u1) * STEP + c].x = from[LINE ? index2[u1 * N2 + u2] : index1[u1] * W + index2[u2]] / unit[image];
+    z[place1(u1) * STEP + c].x = from[LINE ? index2[u1 * N2 + u2] : index1[u1] * W + index2[u2]] * inverse;
   }
   __syncthreads();
   finish_columns(z, begin, V + (long long)image * AVERAGED, B ? B + (long long)image * HALF1 * N2 : nullptr);
@@ -759,14 +770,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) average_paths(const real *
   real *S = coefficients({out, units, n_paths}, image, out_rows[f * prefixes + prefix]);
   const real unit = units[image], *v = V + (long long)path * AVERAGED;
 #if LINE
-#if AVERAGE == MOMENTS
+#if AVERAGE == MOMENTS && MOMENTS_FIT
   DYNAMIC_SHARED(real, moments);
 #pragma unroll 4
   for (int i = threadIdx.x; i < AVERAGED; i += THREADS) moments[i] = v[i];
   __syncthreads();
   auto kept = [&](int i) { return moments[i]; };
 #else
-  auto kept = [](int) { return real(0); };
+  auto kept = [&](int i) { return v[i]; };
 #endif
   average_of_line([&](int r) { return v[r]; }, kept, kernel, [&](int o, real a) { S[o] = a * unit; });
 #else
@@ -780,7 +791,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) average_paths(const real *
 }
 #endif
 
-#if LINE
+#if LINE && MOMENTS_FIT
 // grid (lines): averages of real lines (outputs, images, N), to the rows from first_row on of each image.
 extern "C" __global__ void __launch_bounds__(THREADS) average_lines(const real *__restrict__ lines, int images, int first_row,
                                                                     real *__restrict__ out, const real *__restrict__ units, int n_paths,

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 BATCH = 3
 BATCH_TOLERANCE = 1e-6  # what the batch, or the layout of an input, may change by rounding
 ADJOINT_TOLERANCE = {"float32": 5e-5, "float64": 1e-9}  # y/|y| is steep where |y| is small
-STEEPER = {"float32": 1e-3, "float64": 1e-9}  # and the derivative of √U where U is: of volumes
+STEEPER = {"float32": 1e-2, "float64": 1e-9}  # and the derivative of √U where U is: of volumes
 BOOKKEEPING = 1 << 20  # bytes that no projection counts
 DTYPES = ("float32", "float64")
 
