@@ -34,10 +34,15 @@ class Given:
 
 @dataclass(frozen=True)
 class Space:
-    """A part of a block's memory."""
+    """A part of a block's memory, and of what it is a part itself."""
 
     start: int
     end: int
+    whole: "Space | None" = None
+
+    def behind(self, nbytes: int) -> "Space":
+        """Return all but the first bytes."""
+        return Space(self.start + nbytes, self.end, self)
 
 
 X, UNIT, OUT = map(Given, range(3))

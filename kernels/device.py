@@ -141,8 +141,9 @@ def capturing(xp: ModuleType) -> bool:
 def compiled(xp: ModuleType, device_id: int, source: str, name: str, shared_nbytes: int) -> Any:
     """Return a kernel of CUDA source, compiled for a device, the current one, that may take so much shared memory."""
     kernel = _module(xp, device_id, source).get_function(name)
+    # Without being asked a device gives 48 KiB in all; another launch of the kernel may have asked for more.
     if shared_nbytes:
-        kernel.max_dynamic_shared_size_bytes = shared_nbytes  # without being asked a device gives 48 KiB in all
+        kernel.max_dynamic_shared_size_bytes = max(shared_nbytes, kernel.max_dynamic_shared_size_bytes)
     return kernel
 
 

@@ -51,6 +51,14 @@ class Signals:
     free: int
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Where averages go: an array (images, rows, samples kept), and how many rows it has."""
+
+    place: Space | Given
+    count: int
+
+
 class Plan:
     """A cascade as the engine runs it.
 
@@ -139,25 +147,25 @@ class Plan:
             schedule, module = Schedule(), self._modules[0]
             goes_on = bool(self._cascade.max_order)
             spectra = schedule.space(0, n_images * module.spectrum * module.complex_nbytes) if goes_on else None
-            self.extend(schedule, n_images, spectra, spectra.end if spectra else 0, self._n_paths)
+            self.extend(schedule, n_images, spectra, spectra.end if spectra else 0, Rows(OUT, self._n_paths))
             if spectra:
                 self._descend(schedule, n_images, Signals(spectra, (), 1, spectra.end))
             self._schedules[n_images] = schedule
         return self._schedules[n_images]
 
-    def extend(self, schedule: Schedule, n_images: int, spectra: Space | Given | None, free: int, n_paths: int) -> None:
-        """Continue images, average them into the first of so many rows of each, and find their spectra."""
+    def extend(self, schedule: Schedule, n_images: int, spectra: Space | Given | None, free: int, out: Rows) -> None:
+        """Continue images, average them into the first row of each, and find their spectra."""
         image, module = (X, *self._size, *self._index), self._modules[0]
         if module.whole:
             schedule.launch(
                 *(module, "extend_whole", (-(-n_images // module.signals),), module.whole_nbytes),
-                *(*image, n_images, 0, OUT, UNIT, n_paths, module.kernel, module.twiddles, spectra),
+                *(*image, n_images, 0, out.place, UNIT, out.count, module.kernel, module.twiddles, spectra),
             )
             return
         V, B = self._between(schedule, module, n_images, free, bool(spectra))
         grid = (-(-module.shape[1] // module.columns), n_images)
         schedule.launch(module, "extend_columns", grid, module.columns_nbytes, *image, UNIT, V, B)
-        self._end(schedule, module, n_images, (V, B, spectra), (1, 1), Constant(np.zeros(1, np.int32)), n_paths)
+        self._end(schedule, module, n_images, (V, B, spectra), (1, 1), Constant(np.zeros(1, np.int32)), out)
 
     def _descend(self, schedule: Schedule, n_images: int, signals: Signals) -> None:
         """Fill the coefficients of every path that goes on from these spectra."""
@@ -168,21 +176,21 @@ class Plan:
             if cascade._next(path):
                 deeper = schedule.space(signals.free, n_images * n_prefixes * self.spectrum_nbytes(j))
             here = Signals(signals.place, signals.scales, signals.n_prefixes, deeper.end if deeper else signals.free)
-            self.wavelet(schedule, n_images, here, j, deeper, self._n_paths)
+            self.wavelet(schedule, n_images, here, j, deeper, Rows(OUT, self._n_paths))
             if deeper:
                 self._descend(schedule, n_images, Signals(deeper, path, n_prefixes, deeper.end))
 
     def wavelet(
-        self, schedule: Schedule, n_images: int, signals: Signals, j: int, deeper: Space | Given | None, n_paths: int
+        self, schedule: Schedule, n_images: int, signals: Signals, j: int, deeper: Space | Given | None, out: Rows
     ) -> None:
-        """Apply the filters of a scale, average into some of so many rows of each image, and find the spectra."""
+        """Apply the filters of a scale, average into the rows of their paths, and find the spectra."""
         path, n_signals = (*signals.scales, j), n_images * signals.n_prefixes
         module, source, n_filters = self._source(signals, j)
         rows = self._rows(path, n_filters)
         if module.whole:
             schedule.launch(
                 *(module, "wavelet_whole", (n_filters, -(-n_signals // module.signals)), module.whole_nbytes),
-                *(*source, n_signals, signals.n_prefixes, rows, OUT, UNIT, n_paths),
+                *(*source, n_signals, signals.n_prefixes, rows, out.place, UNIT, out.count),
                 *(module.kernel, module.twiddles, deeper),
             )
             return
@@ -191,7 +199,7 @@ class Plan:
         grid = (-(-module.shape[1] // module.columns), n_signals * n_filters)
         schedule.launch(module, "wavelet_columns", grid, module.columns_nbytes, A, V, B)
         spaces, counts = (V, B, deeper), (signals.n_prefixes, n_filters)
-        self._end(schedule, module, n_signals * n_filters, spaces, counts, rows, n_paths)
+        self._end(schedule, module, n_signals * n_filters, spaces, counts, rows, out)
 
     def bands(
         self,
@@ -219,13 +227,13 @@ class Plan:
         schedule.launch(module, "bands_columns", grid, module.columns_nbytes, *given)
 
     def averages(
-        self, schedule: Schedule, lines: Given, j: int, n_lines: int, n_images: int, first_row: int, n_paths: int
+        self, schedule: Schedule, lines: Space, j: int, n_lines: int, n_images: int, first_row: int, out: Rows
     ) -> None:
-        """Average lines (outputs, images, n) of scale j into the rows from the first on, of so many of each image."""
+        """Average lines (outputs, images, n) of scale j into the rows of each image from the first on."""
         module = self._modules[self._cascade._level(j)]
         schedule.launch(
             *(module, "average_lines", (n_lines,), module.average_nbytes, lines, n_images, first_row),
-            *(OUT, UNIT, n_paths, module.kernel),
+            *(out.place, UNIT, out.count, module.kernel),
         )
 
     def _source(self, signals: Signals, j: int) -> tuple[Module, tuple[Any, ...], int]:
@@ -261,13 +269,13 @@ class Plan:
         spaces: tuple[Space, Space | None, Space | Given | None],
         counts: tuple[int, int],
         rows: Constant,
-        n_rows: int,
+        out: Rows,
     ) -> None:
         """End the averages and the transform forth of a large grid, for so many prefixes and filters."""
         V, B, spectra = spaces
         schedule.launch(
             *(module, "average_paths", (n_paths,), module.average_nbytes, V, *counts, rows),
-            *(OUT, UNIT, n_rows, module.kernel),
+            *(out.place, UNIT, out.count, module.kernel),
         )
         if B:
             grid = (-(-(module.shape[0] // 2 + 1) // module.rows), n_paths)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scattercube.kernels import fused_cuda
 from scattercube.kernels.cuda_filters import Filters
 from scattercube.kernels.cuda_modules import Module, places
-from scattercube.kernels.cuda_schedule import Given, Schedule, Space
+from scattercube.kernels.cuda_schedule import OUT, Given, Schedule, Space
 from scattercube.kernels.device import Array, Constant, namespace
 from scattercube.kernels.filterbank import Shape
-from scattercube.kernels.fused_cuda import Signals
+from scattercube.kernels.fused_cuda import Rows, Signals
 
 if TYPE_CHECKING:
     from scattercube.kernels.cascade import Cascade
@@ -174,7 +174,7 @@ class Plan:
         if self._cascade._next(()):
             spectra_nbytes = n_images * module.engine.spectrum * module.engine.complex_nbytes
             X = schedule.space(0, spectra_nbytes)
-            self._forward.extend(schedule, n_images, X, X.end, self._n_paths)
+            self._forward.extend(schedule, n_images, X, X.end, Rows(OUT, self._n_paths))
             H = schedule.space(X.end, spectra_nbytes)
             self._ascend(schedule, n_images, Signals(X, (), 1, H.end), H)
         slopes = self._slopes(schedule, module, n_images, 1, H, Constant(np.zeros(1, np.int32)), 0)
@@ -193,7 +193,8 @@ class Plan:
             if cascade._next(path):
                 nbytes = n_images * n_paths * self._forward.spectrum_nbytes(j)
                 deeper = schedule.space(free, nbytes)
-                self._forward.wavelet(schedule, n_images, replace(signals, free=deeper.end), j, deeper, self._n_paths)
+                here, scratch = replace(signals, free=deeper.end), Rows(OUT, self._n_paths)
+                self._forward.wavelet(schedule, n_images, here, j, deeper, scratch)
                 deeper_H = schedule.space(deeper.end, nbytes)
                 self._ascend(schedule, n_images, Signals(deeper, path, n_paths, deeper_H.end), deeper_H)
                 slopes = self._slopes(schedule, module, n_images, n_paths, deeper_H, rows, free)

@@ -1,28 +1,30 @@
-"""Joint time–frequency scattering as the CUDA engine runs it: wavelets along time on the engine, bands by matrices."""
+"""Joint time–frequency scattering as the CUDA engine runs it: wavelets along time, then across bands."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scattercube.kernels import fused_cuda
-from scattercube.kernels.bands import modulus_across
+from scattercube.kernels.cuda_bands import CudaBands, Lanes
 from scattercube.kernels.cuda_filters import Filters
-from scattercube.kernels.cuda_schedule import Given, Schedule
+from scattercube.kernels.cuda_schedule import OUT, Given, Schedule, Space
 from scattercube.kernels.device import Array, namespace
 from scattercube.kernels.filterbank import Bank
-from scattercube.kernels.fused_cuda import Signals
+from scattercube.kernels.fused_cuda import Rows, Signals
 
 if TYPE_CHECKING:
     from scattercube.kernels.joint_stages import Stage
     from scattercube.kernels.time_frequency import TimeFrequencyScattering
 
-_SPECTRA, _BANDS = Given(0), Given(1)
-_LINES, _ALIGNMENT = 0, 256
 _SPECTRA_NBYTES = 1 << 28  # of the first order's
 
 
 def plan(joint: "TimeFrequencyScattering") -> "Plan | None":
-    """Return the plan of a joint transform; None where the engine lacks one of its grids."""
+    """Return the plan of a joint transform; None where the engine lacks one of its grids, or its bands are too many."""
     along_time = joint._time._fused_cuda
-    return Plan(joint, along_time) if along_time and along_time.averages_lines else None
+    if along_time is None or not along_time.averages_lines:
+        return None
+    banks = [CudaBands.of(stage.bank) for stage in (joint._order_1, *joint._stages)]
+    possible = [bank for bank in banks if bank]
+    return Plan(joint, along_time, possible) if len(possible) == len(banks) else None
 
 
 class Plan:
@@ -34,16 +36,18 @@ class Plan:
         What to run.
     along_time
         The plan of its first and second order along time.
+    banks
+        What its stages do across bands, the first order's before the others'.
     """
 
-    def __init__(self, joint: "TimeFrequencyScattering", along_time: fused_cuda.Plan) -> None:
-        self._along_time, self._time = along_time, joint._time
+    def __init__(self, joint: "TimeFrequencyScattering", along_time: fused_cuda.Plan, banks: list[CudaBands]) -> None:
+        self._along_time, self._time, self._banks = along_time, joint._time, banks
         self._dtype, self._n_rows, self._n_bands = joint.dtype, joint._n_rows, len(joint._first)
         self._order_1, self._stages, self._has_order_0 = joint._order_1, joint._stages, joint.format == "time"
         self._n_times = joint.output_shape[-1]
         self._groups = {j: len(group) for j, group in joint._time._groups[0].items()}
         self._filters = [self._stage_filters(stage) for stage in self._stages]
-        self._schedules: dict[Any, Schedule] = {}
+        self._schedules: dict[int, Schedule] = {}
 
     def _stage_filters(self, stage: "Stage") -> dict[int, Filters]:
         """The filter of a stage for each scale it meets, as a bank of its own."""
@@ -51,12 +55,15 @@ class Plan:
         return {j: Filters.of(Bank(bank.boxes[stage.wavelet], bank.grid, bank.out)) for j, bank in banks.items()}
 
     def __call__(self, batch: Array, unit: Array, out: Array) -> None:
-        """Fill ``out`` (B, rows, times) from signals (B, N) of the right type; ``unit`` (B,) is what is divided by."""
+        """Fill ``out`` (B, rows, times) from signals (B, N) of the right type; ``unit`` (B,) is what is divided by.
+
+        Squares across bands are those of signals in their units.
+        """
         xp, step = namespace(batch), self._signals_at_once
         for start in range(0, len(batch), step):
             some = slice(start, start + step)
             signals = xp.ascontiguousarray(batch[some] / unit[some, None])
-            self._scatter(signals, xp.ones_like(unit[some]), out[some])
+            self._schedule(len(signals)).run(xp, signals, xp.ones_like(unit[some]), out[some])
             out[some] *= unit[some, None, None]
 
     @property
@@ -65,77 +72,54 @@ class Plan:
         return max(1, _SPECTRA_NBYTES // each)
 
     def nbytes(self, batch: int) -> int:
-        """Project the peak bytes of a call, beside its argument and result."""
-        n, itemsize = min(batch, self._signals_at_once), self._dtype.itemsize
-        signals = n * self._time.shape[0] * itemsize
-        places, end = self._places(n)
-        S1 = n * (1 + self._n_bands) * self._n_times * itemsize
-        first = self._first(n, places).nbytes
-        n_times = n * self._n_times * itemsize
-        peak = max(first, S1 + self._order_1.bank.nbytes(n_times, "cuda", 1))
-        for stage in self._stages:
-            line = n * self._time._signal_nbytes(self._time._level(stage.j))
-            Y, Z = 2 * stage.bank.n_bands * line, stage.bank.n_outputs * line
-            schedule = self._second(n, self._stages.index(stage), places)
-            peak = max(peak, Y + max(schedule.nbytes, stage.bank.nbytes(line, "cuda", 1)), Z)
-        return int(2 * signals + end + S1 + peak)
+        """Project the peak bytes of a call, beside its argument, the units and the result."""
+        n = min(batch, self._signals_at_once)
+        scaled: int = n * (self._time.shape[0] + 1) * self._dtype.itemsize
+        return scaled + self._schedule(n).nbytes
 
-    # --- A block of signals ---
+    # --- What is launched for a block of signals ---
 
-    def _scatter(self, signals: Array, unit: Array, out: Array) -> None:
-        xp, n = namespace(signals), len(signals)
-        places, end = self._places(n)
-        spectra = xp.empty(end, xp.uint8)
-        S1 = xp.empty((n, 1 + self._n_bands, self._n_times), self._dtype)
-        self._first(n, places).run(xp, signals, unit, S1, spectra)
-        if self._has_order_0:
-            out[:, 0] = S1[:, 0]
-        Z = modulus_across(xp.ascontiguousarray(xp.moveaxis(S1[:, 1:], 0, 1)), self._order_1.bank)
-        out[:, self._order_1.rows] = xp.moveaxis(Z, 0, 1)
-        for i, stage in enumerate(self._stages):
-            (N,) = self._time._grid(self._time._level(stage.j))
-            Y = xp.empty((stage.bank.n_bands, n, N), xp.result_type(self._dtype, xp.complex64))
-            self._second(n, i, places).run(xp, spectra, Y)
-            Z = xp.ascontiguousarray(modulus_across(Y, stage.bank))
-            del Y
-            self._averages(n, i).run(xp, Z, unit, out)
-
-    def _places(self, n: int) -> tuple[dict[int, int], int]:
-        """Where the spectra of each scale of the first order stand, and the end of the last."""
-        places, end = {}, 0
-        for j, n_filters in self._groups.items():
-            places[j] = -(-end // _ALIGNMENT) * _ALIGNMENT
-            end = places[j] + n * n_filters * self._along_time.spectrum_nbytes(j)
-        return places, end
-
-    def _first(self, n: int, places: dict[int, int]) -> Schedule:
-        """Averages to (n, 1 + bands, times), the third array of a call; spectra to the fourth."""
-        if ("first", n) not in self._schedules:
-            schedule, along_time, n_rows = Schedule(), self._along_time, 1 + self._n_bands
-            X = schedule.space(0, n * along_time.spectrum_nbytes(0))
-            along_time.extend(schedule, n, X, X.end, n_rows)
+    def _schedule(self, n: int) -> Schedule:
+        if n not in self._schedules:
+            schedule, along_time, end = Schedule(), self._along_time, 0
+            spectra: dict[int, Space] = {}
+            for j, n_filters in self._groups.items():
+                spectra[j] = schedule.space(end, n * n_filters * along_time.spectrum_nbytes(j))
+                end = spectra[j].end
+            S1 = schedule.space(end, n * (1 + self._n_bands) * self._n_times * self._dtype.itemsize)
+            X = schedule.space(S1.end, n * along_time.spectrum_nbytes(0))
+            rows = Rows(S1, 1 + self._n_bands)
+            along_time.extend(schedule, n, X, X.end, rows)
             for j in self._groups:
-                deeper = Given(3, places[j])
-                along_time.wavelet(schedule, n, Signals(X, (), 1, X.end), j, deeper, n_rows)
-            self._schedules["first", n] = schedule
-        return self._schedules["first", n]
+                along_time.wavelet(schedule, n, Signals(X, (), 1, X.end), j, spectra[j], rows)
+            self._first(schedule, n, S1)
+            for i in range(len(self._stages)):
+                self._second(schedule, n, i, spectra, S1.end)
+            self._schedules[n] = schedule
+        return self._schedules[n]
 
-    def _second(self, n: int, i: int, places: dict[int, int]) -> Schedule:
-        """Filter all bands that a stage meets by ψ2, from the first array of a call to the second."""
-        if (i, n) not in self._schedules:
-            schedule, band = Schedule(), 0
-            for j, filters in self._filters[i].items():
-                signals = Signals(Given(_SPECTRA.index, places[j]), (j,), self._groups[j], 0)
-                self._along_time.bands(schedule, n, signals, self._stages[i].j, filters, band, _BANDS)
-                band += self._groups[j]
-            self._schedules[i, n] = schedule
-        return self._schedules[i, n]
+    def _first(self, schedule: Schedule, n: int, S1: Space) -> None:
+        """Filter the averaged first order, rows of (n, 1 + bands, times) behind order 0."""
+        T, itemsize, bank = self._n_times, self._dtype.itemsize, self._banks[0]
+        outer, outer_out = (1 + self._n_bands) * T, self._n_rows * T
+        if self._has_order_0:
+            bank.copy_row(schedule, n, T, S1, outer, OUT, outer_out)
+        bands = S1.behind(T * itemsize)
+        rows = Given(OUT.index, self._order_1.rows.start * T * itemsize)
+        bank.across(schedule, "real", bands, Lanes(n * T, T, outer, T), rows, Lanes(n * T, T, outer_out, T))
 
-    def _averages(self, n: int, i: int) -> Schedule:
-        """The averages of (outputs, n, N) along time, the first array of a call, into rows of the third."""
-        if ("averages", i, n) not in self._schedules:
-            schedule, stage = Schedule(), self._stages[i]
-            n_lines = stage.bank.n_outputs * n
-            self._along_time.averages(schedule, Given(_LINES), stage.j, n_lines, n, stage.rows.start, self._n_rows)
-            self._schedules["averages", i, n] = schedule
-        return self._schedules["averages", i, n]
+    def _second(self, schedule: Schedule, n: int, i: int, spectra: dict[int, Space], free: int) -> None:
+        """Filter the bands that a stage meets by ψ2, then across, and average along time."""
+        stage, bank, band = self._stages[i], self._banks[1 + i], 0
+        (N,) = self._time._grid(self._time._level(stage.j))
+        lanes = n * N
+        Y = schedule.space(free, stage.bank.n_bands * lanes * 2 * self._dtype.itemsize)
+        Z = schedule.space(Y.end, stage.bank.n_outputs * lanes * self._dtype.itemsize)
+        for j, filters in self._filters[i].items():
+            signals = Signals(spectra[j], (j,), self._groups[j], Z.end)
+            self._along_time.bands(schedule, n, signals, stage.j, filters, band, Y)
+            band += self._groups[j]
+        side_by_side = Lanes(lanes, lanes, 0, lanes)
+        bank.across(schedule, "complex", Y, side_by_side, Z, side_by_side)
+        rows = Rows(OUT, self._n_rows)
+        self._along_time.averages(schedule, Z, stage.j, stage.bank.n_outputs * n, n, stage.rows.start, rows)

@@ -94,8 +94,10 @@ def _run_apart(self: Schedule, xp: ModuleType, *given: np.ndarray) -> None:
             if isinstance(argument, Given):
                 arguments[place] = np.uint64(ours[argument.index].ctypes.data + argument.offset)
             else:
-                new = poisoned(argument.end - argument.start, np.uint8)
-                arguments[place] = spaces.setdefault(id(argument), emulation.guarded(new))
+                whole = argument.whole or argument
+                if id(whole) not in spaces:
+                    spaces[id(whole)] = emulation.guarded(poisoned(whole.end - whole.start, np.uint8))
+                arguments[place] = np.uint64(spaces[id(whole)].ctypes.data + argument.start - whole.start)
         bound.kernel(bound.grid, bound.block, tuple(arguments), shared_mem=bound.shared_nbytes)
     for theirs, array in zip(given, ours, strict=True):
         if theirs.flags.writeable:

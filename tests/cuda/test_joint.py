@@ -6,7 +6,7 @@ import pytest
 from scattercube.kernels import bands, cuda_modules, fused_cuda_joint, time_frequency
 from scattercube.kernels.time_frequency import TimeFrequencyScattering
 from tests.conftest import relative_error
-from tests.cuda.emulated import apart, compile_all, noise
+from tests.cuda.emulated import apart, compile_all, noise, text_of
 from tests.cuda.emulation import SCHEDULES, barriers, schedule
 
 EQUAL = {"float32": 3e-6, "float64": 1e-11}
@@ -25,16 +25,6 @@ def on_device(emulated, monkeypatch):
         monkeypatch.setattr(module, "device_of", lambda x: "cuda")
 
 
-def schedules(plan, n):
-    places, _ = plan._places(n)
-    stages = range(len(plan._stages))
-    return [
-        plan._first(n, places),
-        *(plan._second(n, i, places) for i in stages),
-        *(plan._averages(n, i) for i in stages),
-    ]
-
-
 @pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize(("J", "J_fr", "N", "parameters", "shared_nbytes"), CASES)
 def test_joint_transforms(monkeypatch, J, J_fr, N, parameters, shared_nbytes):
@@ -43,7 +33,7 @@ def test_joint_transforms(monkeypatch, J, J_fr, N, parameters, shared_nbytes):
     S = TimeFrequencyScattering(J, J_fr, N, **parameters)
     assert S._fused_cuda
     assert S._fused_cuda._along_time._modules[0].whole == (not shared_nbytes)
-    compile_all(schedules(S._fused_cuda, 3))
+    compile_all([S._fused_cuda._schedule(3)])
     twin = TimeFrequencyScattering(J, J_fr, N, **parameters | {"dtype": "float64"})
     vars(twin).update(_fused_cuda=None)
     x = noise(S, 3)
@@ -61,28 +51,34 @@ def test_joint_transforms(monkeypatch, J, J_fr, N, parameters, shared_nbytes):
         np.testing.assert_array_equal(found, S(x), strict=True)
     each = sum(n * S._fused_cuda._along_time.spectrum_nbytes(j) for j, n in S._fused_cuda._groups.items())
     monkeypatch.setattr(fused_cuda_joint, "_SPECTRA_NBYTES", 2 * each)
-    assert relative_error(S(x), found) <= EQUAL[S.dtype.name] / 10
+    S._fused_cuda._schedules.clear()
+    np.testing.assert_array_equal(found, S(x), strict=True)
 
 
 @pytest.mark.usefixtures("on_device")
-def test_averages_of_lines_need_their_barrier():
-    plan = TimeFrequencyScattering(3, 2, 128, Q=4)._fused_cuda
-    stage, n = plan._stages[0], 2
-    module = plan._along_time._modules[plan._time._level(stage.j)]
-    assert module.average_nbytes
-    Z = np.random.default_rng(0).random((stage.bank.n_outputs, n, *module.n), dtype=np.float32)
-
-    def averages():
-        out = np.full((n, plan._n_rows, plan._n_times), np.nan, np.float32)
-        plan._averages(n, 0).run(np, Z, np.ones(n, np.float32), out)
-        return out[:, stage.rows]
-
-    with barriers() as lines:
-        expected = averages()
+@pytest.mark.parametrize("kernel", ["average_lines", "across_real", "across_complex"])
+def test_what_the_joint_transform_adds_needs_its_barriers(kernel):
+    S = TimeFrequencyScattering(3, 2, 128, Q=4)
+    plan, x = S._fused_cuda, noise(S, 2)
+    source = next(launch.source.source for launch in plan._schedule(2).launches if launch.name == kernel)
+    texts = text_of(source).splitlines()
+    here = {n for n, text in enumerate(texts, 1) if "__syncthreads();" in text}
+    if kernel == "average_lines":
+        begin = next(n for n, text in enumerate(texts, 1) if " average_lines(" in text)
+        here = {n for n in here if n > begin}
+    assert here
+    expected = S(x)
     assert np.isfinite(expected).all()
-    (line,) = lines
-    found = []
-    for order in SCHEDULES:
-        with schedule(order), barriers(without_line=line):
-            found.append(averages())
-    assert not all(np.array_equal(one, expected) for one in found)
+    for line in here:
+        found = []
+        for order in SCHEDULES:
+            with schedule(order), barriers(without_line=line):
+                found.append(S(x))
+        assert not all(np.array_equal(one, expected) for one in found)
+
+
+@pytest.mark.usefixtures("on_device")
+def test_banks_that_do_not_fit_a_block_are_left_to_products_of_matrices(monkeypatch):
+    monkeypatch.setattr(cuda_modules, "SHARED_NBYTES", 8000)
+    S = TimeFrequencyScattering(3, 2, 128, Q=4)
+    assert S._fused_cuda is None
