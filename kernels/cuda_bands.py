@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -12,6 +11,7 @@ from scattercube.kernels.bands import BandBank
 from scattercube.kernels.cuda_modules import shared_nbytes
 from scattercube.kernels.cuda_schedule import Given, Schedule, Space
 from scattercube.kernels.device import Constant
+from scattercube.kernels.engine.source import cuda_source
 from scattercube.kernels.filterbank import Shape
 
 _LANES = 32
@@ -97,8 +97,7 @@ class CudaBands:
     def source(self) -> str:
         """The text that is compiled."""
         real = "float" if self.dtype.itemsize == 4 else "double"
-        head = f"#define REAL {real}\n#define THREADS {self.threads}\n"
-        return head + (Path(__file__).parent / "engine" / "bands.cu").read_text(encoding="utf-8")
+        return cuda_source({"REAL": real, "THREADS": self.threads}, "bands.cu")
 
     def across(
         self,

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from scattercube.kernels.axes import Axis
 from scattercube.kernels.device import Constant, most_shared_nbytes
+from scattercube.kernels.engine.source import cuda_source
 from scattercube.kernels.filterbank import Lowpass, Shape
 from scattercube.kernels.fused_averages import DROP, MOST_MOMENTS, line_taps
 from scattercube.kernels.primitives import Smoothing
@@ -31,7 +31,6 @@ _READING_NBYTES = 20  # of static shared memory, for each row of a grid and each
 _STATIC_NBYTES = 1 << 11  # of shared memory, for all else that a block has, and the system
 _ROWS_NBYTES = 72 << 10  # of shared memory, for rows of a large grid: several blocks at once
 _AVERAGES = ("MOMENTS", "TAPS", "SAMPLING", "WEIGHTS")
-_ENGINE = Path(__file__).parent / "engine"
 
 
 def shared_nbytes() -> int:
@@ -170,9 +169,7 @@ class Module:
     @cached_property
     def source(self) -> str:
         """The text that is compiled."""
-        head = "".join(f"#define {name} {value}\n" for name, value in self.defines.items())
-        text = (_ENGINE / "scattering.cu").read_text(encoding="utf-8")
-        return head + text.replace('#include "butterflies.h"', (_ENGINE / "butterflies.h").read_text(encoding="utf-8"))
+        return cuda_source(self.defines, "scattering.cu")
 
     @cached_property
     def twiddles(self) -> Constant:

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from scattercube.kernels.arguments import not_finite
 from scattercube.kernels.cuda_schedule import Given, Schedule
 from scattercube.kernels.device import Array, capturing, namespace, to_host
+from scattercube.kernels.engine.source import cuda_source
 
 _PART = 1 << 14  # values of which a block finds the peak
 _MOST_ARRAYS = (1 << 16) - 1  # of a launch
@@ -35,8 +35,7 @@ class _Units:
             "LEAST": limits.minexp,
             "MOST": limits.maxexp - 2,
         }
-        head = "".join(f"#define {name} {value}\n" for name, value in defines.items())
-        return head + (Path(__file__).parent / "engine" / "units.cu").read_text(encoding="utf-8")
+        return cuda_source(defines, "units.cu")
 
 
 @cache

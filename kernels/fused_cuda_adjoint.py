@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,6 +16,7 @@ from scattercube.kernels.cuda_filters import Filters
 from scattercube.kernels.cuda_modules import Module, places
 from scattercube.kernels.cuda_schedule import OUT, Given, Schedule, Space
 from scattercube.kernels.device import Array, Constant, namespace
+from scattercube.kernels.engine.source import cuda_source
 from scattercube.kernels.filterbank import Shape
 from scattercube.kernels.fused_cuda import Rows, Signals
 
@@ -71,9 +71,9 @@ class _Module:
     @cached_property
     def source(self) -> str:
         """The text that is compiled."""
-        head = f"#define ADJOINT_BLOCKS_PER_SM {max(1, self.engine.blocks_per_sm(self.shared_nbytes))}\n"
-        text = (Path(__file__).parent / "engine" / "adjoint.cu").read_text(encoding="utf-8")
-        return head + self.engine.source + text
+        blocks = max(1, self.engine.blocks_per_sm(self.shared_nbytes))
+        constants = self.engine.defines | {"ADJOINT_BLOCKS_PER_SM": str(blocks)}
+        return cuda_source(constants, "scattering.cu", "adjoint.cu")
 
     @property
     def threads(self) -> int:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.cuda_modules import passes, shared_nbytes
 from scattercube.kernels.cuda_schedule import OUT, UNIT, Schedule, Space, X
 from scattercube.kernels.device import Array, Constant, block_nbytes, namespace
+from scattercube.kernels.engine.source import cuda_source
 from scattercube.kernels.filterbank import Shape
 from scattercube.kernels.harmonics import angles, powers_along_the_pole, radius
 
-_ENGINE = Path(__file__).parent / "engine"
 _STATIC_NBYTES = 4 << 10  # of shared memory, beside what a launch asks for
 _MOST_POWERS = 16
 _CONSTANT_NBYTES = 60 << 10  # of constant memory, for the roots of unity and places of all axes
@@ -104,9 +103,7 @@ class Module:
             "PLANE_BLOCKS": self._blocks_at_once(),
             "FINISH_THREADS": _FINISH_THREADS,
         }
-        head = "".join(f"#define {name} {value}\n" for name, value in defines.items())
-        text = (_ENGINE / "volumes.cu").read_text(encoding="utf-8")
-        return head + text.replace('#include "butterflies.h"', (_ENGINE / "butterflies.h").read_text(encoding="utf-8"))
+        return cuda_source(defines, "volumes.cu")
 
     def _blocks_at_once(self) -> int:
         """How many blocks with a plane a multiprocessor is to hold."""

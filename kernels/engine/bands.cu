@@ -3,23 +3,13 @@
 // A block takes 32 lanes, one for each thread of a warp, and the outputs of a group; what leads to them, rows of convolutions, stays in
 // shared memory. Lane l lies at (l / inner) outer + l % inner.
 
-typedef REAL real;
-struct alignas(2 * sizeof(real)) cplx { real x, y; };
-
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(T, name)                                    \
-  extern __shared__ __align__(16) unsigned char shared_memory_[]; \
-  T *name = reinterpret_cast<T *>(shared_memory_)
-#endif
-#define SC_INLINE static __device__ __forceinline__
+#include "transforms.h"
 
 constexpr int LANES = 32, WARPS = THREADS / LANES;
 
 struct alignas(16) Group { int first_output, end_output, first_row, end_row; };
 struct alignas(16) Span { int begin, end, first, unused; };  // of bands (of rows), and where the first of their weights stands
 
-SC_INLINE float square_root(float a) { return sqrtf(a); }
-SC_INLINE double square_root(double a) { return sqrt(a); }
 SC_INLINE cplx as_complex(cplx a) { return a; }
 SC_INLINE cplx as_complex(real a) { return {a, 0}; }
 

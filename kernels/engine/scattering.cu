@@ -7,29 +7,14 @@
 // Spectra are those of real signals, unnormalised, half of them stored: (signals, M1, M2/2 + 1), of lines (signals, M/2 + 1). What is
 // missing is the conjugate of what stands at the mirrored frequency.
 //
-// Transforms work in place, by passes of butterflies, a thread each. `to_reversed` leaves element t of a line at place(t), where the
-// digits of t, in the radices of the passes, stand in reverse; `to_natural` undoes that. Both have the sign + in the exponent: to
-// transform forth, spectra are carried conjugate, and conjugated when they are written.
+// Transforms are those of transforms.h: `to_reversed` leaves element t of a line at its place, `to_natural` undoes that.
 //
 // Kernels whose grid fits a block's shared memory work on whole signals: `extend_whole`, `wavelet_whole`. Else a grid is cut:
 // `wavelet_rows` gathers and transforms rows, `wavelet_columns` (`extend_columns`) columns, with the modulus and what follows it, and
 // `spectrum_rows` ends the transform forth, `average_paths` the averages. `bands_whole`, `bands_columns` and `average_lines` serve the
 // joint transform: signals without their modulus, and averages of what becomes of them.
 
-#define SC_INLINE static __device__ __forceinline__
-#define SC_LAMBDA
-#define SC_INLINE_MEMBER __device__ __forceinline__
-#define SC_UNROLL _Pragma("unroll")
-#include "butterflies.h"
-
-typedef REAL real;
-struct alignas(2 * sizeof(real)) cplx { real x, y; };
-
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(T, name)                                    \
-  extern __shared__ __align__(16) unsigned char shared_memory_[]; \
-  T *name = reinterpret_cast<T *>(shared_memory_)
-#endif
+#include "transforms.h"
 
 constexpr int N = N1 * N2;
 constexpr int PITCH = N2 | 1;  // of rows in shared memory; odd, so that columns do not fall into one bank
@@ -37,88 +22,27 @@ constexpr int HALF1 = N1 / 2 + 1, HALF2 = N2 / 2 + 1;
 
 // --- Transforms ---
 
-template <int n> struct Turns {  // exp(2 pi i k / n)
-  cplx w[n];
-  constexpr Turns() : w() {
-    constexpr Roots<real, n> root{};
-    for (int k = 0; k < n; k++) w[k] = {root.c[k], root.s[k]};
-  }
-};
-template <int... Rs> struct Product_ { static constexpr int value = 1; };
-template <int R, int... Rs> struct Product_<R, Rs...> { static constexpr int value = R * Product_<Rs...>::value; };
-
-template <int L, int... Rs> struct Reversed { static constexpr int of(int) { return 0; } };
-template <int L, int R, int... Rs> struct Reversed<L, R, Rs...> {
-  static constexpr int of(int t) {
-    constexpr int rest = Product_<Rs...>::value;
-    return t / rest * L + Reversed<L * R, Rs...>::of(t % rest);
-  }
-};
-template <int rest, int... Rs> struct Ordered { static constexpr int of(int) { return 0; } };
-template <int n, int R, int... Rs> struct Ordered<n, R, Rs...> {
-  static constexpr int of(int place) { return place % R * (n / R) + Ordered<n / R, Rs...>::of(place / R); }
-};
 SC_INLINE int element1(int place) { return Ordered<N1, RADICES1>::of(place); }  // the inverse of place1
 SC_INLINE int place1(int t) { return Reversed<1, RADICES1>::of(t); }
 SC_INLINE int place2(int t) { return Reversed<1, RADICES2>::of(t); }
 
-// Constant memory is fast where the threads of a warp ask for the same: neighbours work on neighbouring lines, at the same element.
 __constant__ Turns<N1> turns1;
 __constant__ Turns<N2> turns2;
 
-// One pass over `lines` lines of n points: in(line, element), out(line, element, value).
-template <int n, int lines, int L, int R, bool turn_before, class In, class Out>
-SC_INLINE void pass(const cplx *turns, In in, Out out) {
-  constexpr int count = n / R;
-#pragma unroll 1
-  for (int t = threadIdx.x; t < lines * count; t += THREADS) {
-    const int line = t % lines, s = t / lines, j = s % L, first = s / L * (L * R) + j;
-    const int step = j * (count / L);
-    Dft<real, R>::template go<cplx>(
-        [&](int m) {
-          const cplx a = in(line, first + m * L);
-          if (!turn_before || L == 1 || m == 0) return a;
-          const cplx w = turns[m * step];
-          return turned(a, w.x, w.y);
-        },
-        [&](int m, cplx a) {
-          if (!turn_before && L > 1 && m > 0) {
-            const cplx w = turns[m * step];
-            a = turned(a, w.x, w.y);
-          }
-          out(line, first + m * L, a);
-        });
-  }
-  __syncthreads();
-}
-
 // All passes over lines whose element e of line l is z[at(l, e)]. `first_in` reads what the first pass takes, `last_out` writes what the
 // last one gives.
-template <int n, int lines, int L, int... Rs> struct Passes;
-template <int n, int lines, int L, int R, int... Rs> struct Passes<n, lines, L, R, Rs...> {
+template <int lines, int... Rs> struct Passes {
   template <class At, class In, class Out> SC_INLINE void to_natural(cplx *z, const cplx *turns, At at, In first_in, Out last_out) {
-    auto get = [&](int l, int e) { return z[at(l, e)]; };
-    auto put = [&](int l, int e, cplx a) { z[at(l, e)] = a; };
-    if constexpr (sizeof...(Rs) == 0) {
-      pass<n, lines, L, R, true>(turns, first_in, last_out);
-    } else {
-      pass<n, lines, L, R, true>(turns, first_in, put);
-      Passes<n, lines, L * R, Rs...>::to_natural(z, turns, at, get, last_out);
-    }
+    Chain<Points<Rs...>::value, 1, Rs...>::natural(
+        lines, turns, first_in, [&](int l, int e) { return z[at(l, e)]; }, [&](int l, int e, cplx a) { z[at(l, e)] = a; }, last_out);
   }
   template <class At, class In, class Out> SC_INLINE void to_reversed(cplx *z, const cplx *turns, At at, In first_in, Out last_out) {
-    auto get = [&](int l, int e) { return z[at(l, e)]; };
-    auto put = [&](int l, int e, cplx a) { z[at(l, e)] = a; };
-    if constexpr (sizeof...(Rs) == 0) {
-      pass<n, lines, L, R, false>(turns, first_in, last_out);
-    } else {
-      Passes<n, lines, L * R, Rs...>::to_reversed(z, turns, at, first_in, put);
-      pass<n, lines, L, R, false>(turns, get, last_out);
-    }
+    Chain<Points<Rs...>::value, 1, Rs...>::reversed(
+        lines, turns, first_in, [&](int l, int e) { return z[at(l, e)]; }, [&](int l, int e, cplx a) { z[at(l, e)] = a; }, last_out);
   }
 };
-template <int lines> using Along1 = Passes<N1, lines, 1, RADICES1>;
-template <int lines> using Along2 = Passes<N2, lines, 1, RADICES2>;
+template <int lines> using Along1 = Passes<lines, RADICES1>;
+template <int lines> using Along2 = Passes<lines, RADICES2>;
 
 // 1 / 2^e, exactly, for |e| <= 126 (1022)
 SC_INLINE float inverse_of_power(float power) {
@@ -131,8 +55,6 @@ SC_INLINE double inverse_of_power(double power) {
   inverse.bits = 0x7fe0000000000000ull - inverse.bits;
   return inverse.value;
 }
-SC_INLINE float square_root(float a) { return sqrtf(a); }
-SC_INLINE double square_root(double a) { return sqrt(a); }
 SC_INLINE real modulus(cplx a) { return square_root(a.x * a.x + a.y * a.y); }
 
 // --- Filters: a spectrum's box, times weights, folded onto the grid ---

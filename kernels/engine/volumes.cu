@@ -15,23 +15,8 @@
 // The wavelets ±m are the real and the imaginary part of (wx + i wy)^m times a factor of wz and |w|² alone, so that one complex plane has
 // the responses to both. A wavelet is odd along some axes. At the Nyquist frequency of such an axis, which has no opposite, it responds
 // with i times what it should; what is reached an odd number of times so is transformed apart. Along z it stands in a plane D of Q.
-//
-// Transforms work in place, by passes of butterflies, a thread each. `reversed` leaves element t of a line where the digits of t, in the
-// radices of the passes, stand in reverse; `natural` undoes that.
 
-#define SC_INLINE static __device__ __forceinline__
-#define SC_LAMBDA
-#define SC_UNROLL _Pragma("unroll")
-#include "butterflies.h"
-
-typedef REAL real;
-struct alignas(2 * sizeof(real)) cplx { real x, y; };
-
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(T, name)                                    \
-  extern __shared__ __align__(16) unsigned char shared_memory_[]; \
-  T *name = reinterpret_cast<T *>(shared_memory_)
-#endif
+#include "transforms.h"
 
 constexpr int D = DEPTH, H = HEIGHT, W = WIDTH;
 constexpr int PITCH = W | 1;  // of rows in shared memory; odd, so that columns do not fall into one bank
@@ -39,23 +24,6 @@ constexpr int HALF = W / 2 + 1, PLANE = H * HALF;
 
 // --- Transforms ---
 
-template <int n> struct Turns {  // exp(2 pi i k / n)
-  cplx w[n];
-  constexpr Turns() : w() {
-    constexpr Roots<real, n> root{};
-    for (int k = 0; k < n; k++) w[k] = {root.c[k], root.s[k]};
-  }
-};
-template <int... Rs> struct Product_ { static constexpr int value = 1; };
-template <int R, int... Rs> struct Product_<R, Rs...> { static constexpr int value = R * Product_<Rs...>::value; };
-
-template <int L, int... Rs> struct Reversed { static constexpr int of(int) { return 0; } };
-template <int L, int R, int... Rs> struct Reversed<L, R, Rs...> {
-  static constexpr int of(int t) {
-    constexpr int rest = Product_<Rs...>::value;
-    return t / rest * L + Reversed<L * R, Rs...>::of(t % rest);
-  }
-};
 template <int n, int... Rs> struct Places {
   int element[n];  // the element at a place
   constexpr Places() : element() {
@@ -69,57 +37,6 @@ __constant__ Turns<W> turns_x;
 __constant__ Places<H, RADICES_Y> places_y;
 __constant__ Places<W, RADICES_X> places_x;
 
-// One pass over lines of n points: in(line, element), out(line, element, value).
-template <int n, int L, int R, bool turn_before, class In, class Out>
-SC_INLINE void pass(int lines, const cplx *turns, In in, Out out) {
-  constexpr int count = n / R;
-#pragma unroll 1
-  for (unsigned t = threadIdx.x; t < unsigned(lines * count); t += blockDim.x) {
-    const int line = t % unsigned(lines), s = t / unsigned(lines), j = s % L, first = s / L * (L * R) + j, step = j * (count / L);
-    Dft<real, R>::template go<cplx>(
-        [&](int m) {
-          const cplx a = in(line, first + m * L);
-          if (!turn_before || L == 1 || m == 0) return a;
-          const cplx w = turns[m * step];
-          return turned(a, w.x, w.y);
-        },
-        [&](int m, cplx a) {
-          if (!turn_before && L > 1 && m > 0) {
-            const cplx w = turns[m * step];
-            a = turned(a, w.x, w.y);
-          }
-          out(line, first + m * L, a);
-        });
-  }
-  __syncthreads();
-}
-
-// Passes of the radices Rs where those before have made transforms of L points. The first that is done reads by `in`, the last that is
-// done writes by `out`, the others by `get` and `put`.
-template <int n, int L, int... Rs> struct Chain {
-  template <class In, class Get, class Put, class Out> SC_INLINE void natural(int, const cplx *, In, Get, Put, Out) {}
-  template <class In, class Get, class Put, class Out> SC_INLINE void reversed(int, const cplx *, In, Get, Put, Out) {}
-};
-template <int n, int L, int R, int... Rs> struct Chain<n, L, R, Rs...> {
-  template <class In, class Get, class Put, class Out>
-  SC_INLINE void natural(int lines, const cplx *turns, In in, Get get, Put put, Out out) {
-    if constexpr (sizeof...(Rs) == 0) {
-      pass<n, L, R, true>(lines, turns, in, out);
-    } else {
-      pass<n, L, R, true>(lines, turns, in, put);
-      Chain<n, L * R, Rs...>::natural(lines, turns, get, get, put, out);
-    }
-  }
-  template <class In, class Get, class Put, class Out>
-  SC_INLINE void reversed(int lines, const cplx *turns, In in, Get get, Put put, Out out) {
-    if constexpr (sizeof...(Rs) == 0) {
-      pass<n, L, R, false>(lines, turns, in, out);
-    } else {
-      Chain<n, L * R, Rs...>::reversed(lines, turns, in, get, put, put);
-      pass<n, L, R, false>(lines, turns, get, out);
-    }
-  }
-};
 template <int n, int R, int... Rs> struct Line {
   static constexpr int first = R, butterflies = n / R;
   static constexpr bool single = sizeof...(Rs) == 0;
@@ -145,8 +62,6 @@ constexpr double EXPONENTS[] = {POWERS};
 constexpr int N_POWERS = sizeof(EXPONENTS) / sizeof(double);
 __constant__ double exponents[N_POWERS] = {POWERS};
 
-SC_INLINE float square_root(float a) { return sqrtf(a); }
-SC_INLINE double square_root(double a) { return sqrt(a); }
 SC_INLINE float power(float a, float q) { return powf(a, q); }
 SC_INLINE double power(double a, double q) { return pow(a, q); }
 

@@ -10,8 +10,8 @@ import pytest
 
 from scattercube.flows.bench import WORKS, Work
 from scattercube.kernels import device
+from scattercube.kernels.cuda_modules import Module
 from tests.cuda.budget import budgets, nvrtc_problem
-from tests.cuda.test_joint import schedules as joint_schedules
 
 pytestmark = pytest.mark.skipif(bool(nvrtc_problem()), reason=str(nvrtc_problem()))
 
@@ -27,12 +27,12 @@ def launches_of(works):
     """One launch of every kernel that works use: {grid: {name: launch}}. Where taps alone differ grids are the same."""
     found = {}
     for S in [work.make() for work in works]:
-        plan = S._fused_cuda
-        for schedule in joint_schedules(plan, 1) if hasattr(plan, "_stages") else [plan._schedule(1)]:
-            for launch in schedule.launches:
+        for launch in S._fused_cuda._schedule(1).launches:
+            key = (launch.source.source,)
+            if isinstance(launch.source, Module):
                 average = [launch.source.defines.get(name) for name in ("AVERAGE", "BLOCK", "N_MOMENTS")]
                 key = launch.source.shape, launch.source.threads, *average
-                found.setdefault(key, {}).setdefault(launch.name, launch)
+            found.setdefault(key, {}).setdefault(launch.name, launch)
     return found
 
 
@@ -61,8 +61,9 @@ def problems(works, architecture):
         taken = -(-budget.registers * 32 // 256) * 256 * threads // 32  # are handed out by 256 to a warp
         n_blocks = min(REGISTERS // taken, SHARED_NBYTES // (shared + SYSTEM_NBYTES), 2048 // threads)
         wanted = int(module.defines["BLOCKS_PER_SM"]) if launch.name == "wavelet_whole" else 1
+        grid = "×".join(map(str, module.shape)) if isinstance(module, Module) else ""
         row = (
-            f"{architecture} {'×'.join(map(str, module.shape)):>9} {launch.name:16} {threads:4} threads "
+            f"{architecture} {grid:>9} {launch.name:16} {threads:4} threads "
             f"{budget.registers:3} registers {shared:6} bytes shared {n_blocks:2} of {wanted:2} blocks "
             f"{budget.stack_nbytes:3} stack {budget.spill_stores_nbytes:3} spilt"
         )

@@ -63,9 +63,9 @@ def test_what_the_joint_transform_adds_needs_its_barriers(kernel):
     source = next(launch.source.source for launch in plan._schedule(2).launches if launch.name == kernel)
     texts = text_of(source).splitlines()
     here = {n for n, text in enumerate(texts, 1) if "__syncthreads();" in text}
-    if kernel == "average_lines":
-        begin = next(n for n, text in enumerate(texts, 1) if " average_lines(" in text)
-        here = {n for n in here if n > begin}
+    begins = " average_lines(" if kernel == "average_lines" else "SC_INLINE void across("
+    begin = next(n for n, text in enumerate(texts, 1) if begins in text)
+    here = {n for n in here if n > begin}
     assert here
     expected = S(x)
     assert np.isfinite(expected).all()
