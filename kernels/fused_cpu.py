@@ -3,8 +3,7 @@
 import math
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ _SMALL = {1: 1 << 12, 2: 96 * 96}  # points of a line, of a grid, up to which si
 _MOST_AVERAGING = 20  # operations of averages over those of transforms, from which on the portable way is faster
 _TRANSFORM = 60  # operations per point of a wavelet transform
 _MOST_POINTS = 1 << 31  # the engine counts them in 32 bits
+_CONVERTED = 4  # blocks for each thread that are converted at once, where a batch is of another type
 _CACHE_NBYTES = 1 << 20  # of a core's own cache, for the arrays between two operations
 _WEIGHT = {"float32": 1e-6, "float64": 1e-12}  # of a filter's peak: smaller weights are left out
 
@@ -87,25 +87,18 @@ class Plan:
         """Fill ``out`` (B, n_paths, samples kept) from a batch of finite arrays."""
         blocks, outer, inner = self._shares(len(batch), threads)
         schedules = [self._schedule(block, inner) for _, block in blocks[:1] + blocks[-1:]]
-        nbytes = max((each.nbytes + inner * each.workspace_nbytes for each in schedules), default=0)
-        memories = SimpleQueue[NDArray[np.uint8]]()
-        for _ in range(outer):
-            memories.put(np.empty(nbytes + _ALIGNMENT, np.uint8))
-
-        def run(start: int, block: Block) -> None:
-            part = slice(start, start + block.present)
-            images, memory = np.ascontiguousarray(batch[part], dtype=self._dtype), memories.get()
-            try:
-                self._scatter(images, out[part], block, inner, memory)
-            finally:
-                memories.put(memory)
-
-        if outer > 1:
-            with ThreadPoolExecutor(outer) as pool:
-                list(pool.map(run, *zip(*blocks, strict=True)))
-        else:
-            for start, block in blocks:
-                run(start, block)
+        nbytes = max((outer * each.nbytes + threads * each.workspace_nbytes for each in schedules), default=0)
+        memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+        base = memory.ctypes.data + -memory.ctypes.data % _ALIGNMENT
+        is_ready = batch.dtype == self._dtype and batch.flags.c_contiguous
+        for some in self._alike(blocks, 1 if inner > 1 else len(blocks) if is_ready else _CONVERTED * outer):
+            (first, block), (last, end) = some[0], some[-1]
+            part = slice(first, last + end.present)
+            images = np.ascontiguousarray(batch[part], dtype=self._dtype)
+            if len(some) > 1:
+                self._scatter_blocks(images, out[part], block, outer, base)
+            else:
+                self._scatter(images, out[part], block, inner, base)
 
     def nbytes(self, batch: int, threads: int = 1) -> int:
         """Project the peak bytes of a call: the arrays between operations, and a workspace for each thread."""
@@ -118,6 +111,13 @@ class Plan:
         blocks = list(self._blocks(batch))
         outer = threads if len(blocks) >= 2 * threads else 1  # images in parallel, or the filters of each
         return blocks, outer, threads // outer
+
+    def _alike(self, blocks: list[tuple[int, Block]], most: int) -> Iterator[list[tuple[int, Block]]]:
+        """Yield runs of blocks of one kind that the engine takes in one call, of so many blocks at most."""
+        for _, group in groupby(blocks, key=lambda numbered: (numbered[1].use, numbered[1].images)):
+            run = list(group)
+            for start in range(0, len(run), max(1, most)):
+                yield run[start : start + max(1, most)]
 
     def averaging(self) -> float:
         """Return the operations that averages take, relative to those of the wavelet transforms."""
@@ -225,19 +225,26 @@ class Plan:
         n_filters = len(self._cascade._bank(path))
         return block.groups(n_filters) if len(path) == 1 else n_filters
 
-    def _scatter(
-        self, images: NDArray[Any], out: NDArray[Any], block: Block, threads: int, memory: NDArray[np.uint8]
-    ) -> None:
-        """Fill the coefficients (present, n_paths, …) of the images of a block."""
-        engine, schedule = self._engine, self._schedule(block, threads)
-        unit = units(images)
+    def _scatter(self, images: NDArray[Any], out: NDArray[Any], block: Block, threads: int, base: int) -> None:
+        """Fill the coefficients (present, n_paths, …) of the images of a block, with all threads."""
+        engine, schedule, unit = self._engine, self._schedule(block, threads), units(images)
         scale = 1 / unit
-        base = memory.ctypes.data + -memory.ctypes.data % _ALIGNMENT
         engine.extend(
             *(block.use, self._grids[0], images.ctypes.data, scale.ctypes.data, block.images, block.present),
             *(images[0].size, self._rows.ctypes.data, self._columns.ctypes.data, base),
         )
         self.run(schedule, slice(None), block, threads, base, out, unit)
+
+    def _scatter_blocks(self, images: NDArray[Any], out: NDArray[Any], block: Block, threads: int, base: int) -> None:
+        """Fill the coefficients of the images of several blocks of one kind, a block to a thread."""
+        schedule, unit = self._schedule(block, 1), units(images)
+        scale = 1 / unit
+        self._engine.run_blocks(
+            *(block.use, self._grids[0], images.ctypes.data, scale.ctypes.data, unit.ctypes.data, block.images),
+            *(len(images), images[0].size, self._rows.ctypes.data, self._columns.ctypes.data),
+            *(schedule.table.ctypes.data, len(schedule.steps), base, schedule.nbytes, schedule.workspace_nbytes),
+            *(out.ctypes.data, out[0].size, self._n_paths, threads),
+        )
 
     def run(
         self,

@@ -36,6 +36,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "free_tones": (None, [_P]),
     "extend": (None, [_I, _P, _P, _P, _I, _I, _N, _P, _P, _P]),
     "workspace": (_N, [_I, _P, _N]),
+    "run_blocks": (None, [_I, _P, _P, _P, _P, _I, _N, _N, _P, _P, _P, _N, _P, _N, _N, _P, _N, _N, _I]),
     "run": (None, [_I, _P, _N, _P, _P, _N, _P, _P, _N, _I, _I, _I]),
     "band_bank": (_P, [_I, _I, _I, _P, _P, ctypes.c_double]),
     "free_band_bank": (None, [_P]),

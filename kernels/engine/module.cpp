@@ -56,6 +56,24 @@ void run(const Operations<T> &operations, const Step *steps, int64_t count, char
 }  // namespace
 
 #pragma GCC visibility push(default)
+// `count` images in blocks of `images`, each block by one thread in memory of its own: `between` bytes, and a workspace. An image has
+// `size` samples and `each` coefficients.
+template <class T>
+static void run_blocks(const Operations<T> &engine, const Grid<T> *grid, const T *x, const T *scale, const T *unit, int images,
+                       int64_t count, int64_t size, const int32_t *rows, const int32_t *columns, const Step *steps, int64_t n_steps,
+                       char *memory, int64_t between, int64_t workspace, T *out, int64_t each, int64_t paths, int threads) {
+  std::atomic<int64_t> next{0};
+  Team::run(threads, memory, size_t(between + workspace), [&](Worker &mine) {
+    for (int64_t first; (first = images * next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      const int present = int(std::min<int64_t>(images, count - first));
+      engine.extend(grid, x + first * size, scale + first, images, present, size, rows, columns, reinterpret_cast<T *>(mine.memory));
+      const Target<T> target{out + first * each, nullptr, unit + first, paths, images, present};
+      Team::run(1, mine.memory + between, size_t(workspace),
+                [&](Worker &alone) { run<T>(engine, steps, n_steps, mine.memory, target, alone); });
+    }
+  });
+}
+
 extern "C" {
 
 // Whether this processor has an instruction set; asked of the baseline library before another is loaded.
@@ -121,6 +139,12 @@ int sc_possible(int n) { return Fft<float>::possible(n); }
     const Target<T> target{out, nullptr, scale, paths, images, present};                                                      \
     Team::run(threads, workspaces, size_t(workspace),                                                                         \
               [&](Worker &worker) { run<T>(operations(use, T()), steps, count, memory, target, worker); });                   \
+  }                                                                                                                           \
+  void sc_run_blocks_##X(int use, const void *grid, const T *x, const T *scale, const T *unit, int images, int64_t count,     \
+                         int64_t size, const int32_t *rows, const int32_t *columns, const Step *steps, int64_t n_steps,       \
+                         char *memory, int64_t between, int64_t workspace, T *out, int64_t each, int64_t paths, int threads) { \
+    run_blocks<T>(operations(use, T()), static_cast<const Grid<T> *>(grid), x, scale, unit, images, count, size, rows,        \
+                  columns, steps, n_steps, memory, between, workspace, out, each, paths, threads);                            \
   }
 
 SC_API(float, f)

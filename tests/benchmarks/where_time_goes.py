@@ -92,7 +92,7 @@ def transforms(S: Any) -> tuple[float, float]:
 def stopwatch() -> Iterator[Counter[str]]:
     """Collect the seconds spent in each operation of the compiled engine."""
     seconds: Counter[str] = Counter()
-    found, run = Engine.__getattr__, Plan.run
+    found, run, alike = Engine.__getattr__, Plan.run, Plan._alike
 
     def timed(self: Engine, name: str) -> Callable[..., Any]:
         function = found(self, name)
@@ -114,11 +114,14 @@ def stopwatch() -> Iterator[Counter[str]]:
         seconds[name] += time.perf_counter() - start
         return result
 
-    Engine.__getattr__, Plan.run = timed, step_by_step  # type: ignore[method-assign]
+    def one_by_one(self: Plan, blocks: Any, most: int) -> Any:
+        return alike(self, blocks, 1)
+
+    Engine.__getattr__, Plan.run, Plan._alike = timed, step_by_step, one_by_one  # type: ignore[method-assign]
     try:
         yield seconds
     finally:
-        Engine.__getattr__, Plan.run = found, run  # type: ignore[method-assign]
+        Engine.__getattr__, Plan.run, Plan._alike = found, run, alike  # type: ignore[method-assign]
 
 
 def scipy_rate() -> float:
