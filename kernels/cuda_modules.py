@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ def shared_nbytes() -> int:
     return min(SHARED_NBYTES, most_shared_nbytes())
 
 
+@cache
 def passes(n: int) -> tuple[int, ...] | None:
     """Return the radices of the fewest passes over n points, of like size; None for a prime factor above 13."""
     best: dict[int, tuple[int, ...]] = {1: ()}
@@ -152,9 +153,7 @@ class Module:
             **{name: number for number, name in enumerate(_AVERAGES)},
         }
         shared = n1 * (signals * pitch * complex_nbytes + reading_nbytes)
-        defines["BLOCKS_PER_SM"] = max(
-            1, min(room // (shared + _STATIC_NBYTES), _REGISTERS[0] // _REGISTERS[1] // threads)
-        )
+        defines["BLOCKS_PER_SM"] = max(1, _blocks_per_sm(shared, threads))
         widest = 32 if whole else columns  # block of samples: whole ones lie in a block of columns
         average, kernel = _line_average(low, shape, widest, dtype) if line else _grid_average(low, axes, level, dtype)
         n_moments = n1 * n2 // average["BLOCK"] * average["N_MOMENTS"] if line else 0
@@ -220,8 +219,7 @@ class Module:
     def blocks_per_sm(self, dynamic_nbytes: int) -> int:
         """Return how many blocks with so much dynamic shared memory a multiprocessor should hold; 0 if it cannot."""
         readings = self.rows * int(self.defines["ALIASES1"]) * _READING_NBYTES if len(self.n) == 2 else 0
-        room = shared_nbytes() // (dynamic_nbytes + readings + _STATIC_NBYTES)
-        return min(room, _REGISTERS[0] // _REGISTERS[1] // self.threads)
+        return _blocks_per_sm(dynamic_nbytes + readings, self.threads)
 
 
 def places(n: int) -> NDArray[np.intp]:
@@ -232,6 +230,11 @@ def places(n: int) -> NDArray[np.intp]:
         place += t // rest * block
         t, block = t % rest, block * radix
     return place
+
+
+def _blocks_per_sm(nbytes: int, threads: int) -> int:
+    """Blocks with so much shared memory, and so many threads, that a multiprocessor should hold."""
+    return min(shared_nbytes() // (nbytes + _STATIC_NBYTES), _REGISTERS[0] // _REGISTERS[1] // threads)
 
 
 def _threads(shape: Shape, signals: int, lines: Shape) -> int:

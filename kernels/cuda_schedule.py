@@ -106,19 +106,19 @@ def _bind(xp: ModuleType, launch: _Launch) -> _Bound:
     arguments: list[Any] = []
     given = []
     for place, argument in enumerate(launch.arguments):
-        if isinstance(argument, Given):
-            given.append((place, argument.index, argument.offset))
-        elif isinstance(argument, Space):
-            given.append((place, -1, argument.start))
-        arguments.append(
-            argument.on(xp)
-            if isinstance(argument, Constant)
-            else np.int32(argument)
-            if isinstance(argument, int)
-            else argument
-            if isinstance(argument, np.generic)
-            else np.uint64(0)
-        )
+        fixed: Any = np.uint64(0)  # no array, or one whose address a call brings
+        match argument:
+            case Given():
+                given.append((place, argument.index, argument.offset))
+            case Space():
+                given.append((place, -1, argument.start))
+            case Constant():
+                fixed = argument.on(xp)
+            case int():
+                fixed = np.int32(argument)
+            case np.generic():
+                fixed = argument
+        arguments.append(fixed)
     kernel = compiled(xp, device_id(xp), launch.source.source, launch.name, launch.shared_nbytes)
     grid = (*launch.grid, 1, 1)[:3]
     return _Bound(kernel, grid, (launch.source.threads, 1, 1), arguments, given, launch.shared_nbytes)

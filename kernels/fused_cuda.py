@@ -2,10 +2,8 @@
 
 import math
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from scattercube.kernels.cuda_modules import Module, places
 from scattercube.kernels.cuda_schedule import OUT, UNIT, Given, Schedule, Space, X
 from scattercube.kernels.device import Array, Constant, namespace
 from scattercube.kernels.filterbank import Bank, Shape
+from scattercube.kernels.threads import evenly
 
 if TYPE_CHECKING:
     from scattercube.kernels.cascade import Cascade
@@ -79,6 +78,7 @@ class Plan:
         self._modules, self._filters = modules, filters
         self._n_paths = len(cascade.paths)
         self._schedules: dict[int, Schedule] = {}
+        self._path_rows: dict[Shape, Constant] = {(): Constant(np.zeros((1, 1), np.int32))}
         index = [axis.index.astype(np.int32) for axis in cascade._axes]
         if len(index) == 2 and not modules[0].whole:
             natural = np.empty_like(index[1])
@@ -118,11 +118,8 @@ class Plan:
         possible: int = min((_MOST_ELEMENTS - 1) // elements, (_MOST_BLOCKS - 1) // blocks)
         return min(possible, max(1, _SPECTRA_NBYTES // widest))
 
-    def _blocks(self, batch: int) -> Iterator[slice]:
-        """Blocks of about the same size."""
-        n_blocks = -(-batch // self._images_at_once)
-        ends = [batch * k // n_blocks for k in range(n_blocks + 1)] if batch else [0]
-        return (slice(a, b) for a, b in pairwise(ends))
+    def _blocks(self, batch: int) -> list[slice]:
+        return evenly(batch, -(-batch // self._images_at_once))
 
     def spectrum_nbytes(self, j: int) -> int:
         """Return the bytes of a spectrum behind a wavelet of scale j."""
@@ -165,7 +162,7 @@ class Plan:
         V, B = self._between(schedule, module, n_images, free, bool(spectra))
         grid = (-(-module.shape[1] // module.columns), n_images)
         schedule.launch(module, "extend_columns", grid, module.columns_nbytes, *image, UNIT, V, B)
-        self._end(schedule, module, n_images, (V, B, spectra), (1, 1), Constant(np.zeros(1, np.int32)), out)
+        self._end(schedule, module, n_images, (V, B, spectra), (1, 1), self._path_rows[()], out)
 
     def _descend(self, schedule: Schedule, n_images: int, signals: Signals) -> None:
         """Fill the coefficients of every path that goes on from these spectra."""
@@ -285,5 +282,7 @@ class Plan:
 
     def _rows(self, path: Shape, n_filters: int) -> Constant:
         """The output row of (filters, prefixes), counted as the spectra are."""
-        rows: NDArray[np.intp] = self._cascade.paths.rows[path].T.reshape(n_filters, -1)
-        return Constant(np.ascontiguousarray(rows, np.int32))
+        if path not in self._path_rows:
+            rows: NDArray[np.intp] = self._cascade.paths.rows[path].T.reshape(n_filters, -1)
+            self._path_rows[path] = Constant(np.ascontiguousarray(rows, np.int32))
+        return self._path_rows[path]

@@ -2,10 +2,8 @@
 
 import math
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -19,6 +17,7 @@ from scattercube.kernels.device import Array, Constant, namespace
 from scattercube.kernels.engine.source import cuda_source
 from scattercube.kernels.filterbank import Shape
 from scattercube.kernels.fused_cuda import Rows, Signals
+from scattercube.kernels.threads import evenly
 
 if TYPE_CHECKING:
     from scattercube.kernels.cascade import Cascade
@@ -155,11 +154,8 @@ class Plan:
             most = (max(most[0], here[0], below[0]), max(most[1], here[1], below[1]))
         return most
 
-    def _blocks(self, batch: int) -> Iterator[slice]:
-        """Blocks of about the same size."""
-        n_blocks = -(-batch // self._images_at_once)
-        ends = [batch * k // n_blocks for k in range(n_blocks + 1)] if batch else [0]
-        return (slice(a, b) for a, b in pairwise(ends))
+    def _blocks(self, batch: int) -> list[slice]:
+        return evenly(batch, -(-batch // self._images_at_once))
 
     def _module(self, j: int) -> _Module:
         module: _Module = self._modules[self._cascade._level(j)]
@@ -177,7 +173,7 @@ class Plan:
             self._forward.extend(schedule, n_images, X, X.end, Rows(OUT, self._n_paths))
             H = schedule.space(X.end, spectra_nbytes)
             self._ascend(schedule, n_images, Signals(X, (), 1, H.end), H)
-        slopes = self._slopes(schedule, module, n_images, 1, H, Constant(np.zeros(1, np.int32)), 0)
+        slopes = self._slopes(schedule, module, n_images, 1, H, self._forward._path_rows[()], 0)
         grid = (-(-math.prod(self._size) // module.threads), n_images)
         schedule.launch(module, "extend_adjoint", grid, 0, slopes, *self._sources, *self._size, _GRADIENT)
         self._schedules[n_images] = schedule

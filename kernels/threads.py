@@ -21,8 +21,13 @@ class Share:
 
     def slices(self, n: int) -> list[slice]:
         """Cut n things into a slice for each thread."""
-        ends = [n * k // self.threads for k in range(self.threads + 1)]
-        return [slice(a, b) for a, b in pairwise(ends) if a < b]
+        return evenly(n, self.threads)
+
+
+def evenly(n: int, parts: int) -> list[slice]:
+    """Cut n things into so many parts of about the same size, without those that are empty."""
+    ends = [n * k // max(1, parts) for k in range(max(1, parts) + 1)]
+    return [slice(a, b) for a, b in pairwise(ends) if a < b]
 
 
 @contextmanager

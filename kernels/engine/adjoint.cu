@@ -408,28 +408,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, ADJOINT_BLOCKS_PER_SM) wav
 extern "C" __global__ void __launch_bounds__(THREADS) wavelet_adjoint_rows(const cplx *A, const cplx *__restrict__ twiddles, cplx *C) {
   DYNAMIC_SHARED(cplx, z);
   const int begin = blockIdx.x * ROWS, end = min(begin + ROWS, N1);
-  const cplx *from = A + (long long)blockIdx.y * N + begin * N2;
-#pragma unroll 4
-  for (int t = threadIdx.x; t < ROWS * N2; t += THREADS) {
-    cplx a = {0, 0};
-    if (t < (end - begin) * N2) {
-      a = from[t];
-#if LINE
-      const cplx w = twiddles[begin * N2 + t];
-      a = turned(a, w.x, w.y);
-#endif
-    }
-    z[t / N2 * PITCH + t % N2] = a;
-  }
-  __syncthreads();
-  auto row = [](int l, int e) { return l * PITCH + e; };
-  auto get = [&](int l, int e) { return z[row(l, e)]; };
-  auto put = [&](int l, int e, cplx a) { z[row(l, e)] = a; };
-#if LINE
-  Along2<ROWS>::to_reversed(z, turns2.w, row, get, put);
-#else
-  Along2<ROWS>::to_natural(z, turns2.w, row, get, put);
-#endif
+  rows_forth(z, A + (long long)blockIdx.y * N, begin, end, twiddles);
   cplx *to = C + (long long)blockIdx.y * N;
 #pragma unroll 4
   for (int t = threadIdx.x; t < ROWS * N2; t += THREADS) {

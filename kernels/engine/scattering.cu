@@ -70,6 +70,18 @@ struct Source {  // spectra of signals
   const real *weights;
 };
 
+// Add the weighted elements of P signals that stand at `at`, conjugate where they stand for what is mirrored.
+template <int P>
+SC_INLINE void add_weighted(const Source &source, const int *offsets, int at, real weight, bool mirrored, cplx *sum) {
+  const real imaginary = mirrored ? -weight : weight;
+#pragma unroll
+  for (int q = 0; q < P; q++) {
+    const cplx v = source.X[offsets[q] + at];
+    sum[q].x += weight * v.x;
+    sum[q].y += imaginary * v.y;
+  }
+}
+
 // X × psi, folded, for P signals at X + offsets[q]: put(q, k1, k2, value) for `height` rows of the grid from `begin` on.
 #if LINE
 template <int P, int height, class Put> SC_INLINE void gather(const Source &source, int filter, const int *offsets, int begin, Put put) {
@@ -95,13 +107,7 @@ template <int P, int height, class Put> SC_INLINE void gather(const Source &sour
           c -= c >= source.M2 ? source.M2 : 0;
           const bool mirrored = 2 * c > source.M2;
           const int at = mirrored ? source.M2 - c : c;
-          const real w = source.weights[f.first + j], wy = mirrored ? -w : w;
-#pragma unroll
-          for (int q = 0; q < P; q++) {
-            const cplx v = source.X[offsets[q] + at];
-            sum[i][q].x += w * v.x;
-            sum[i][q].y += wy * v.y;
-          }
+          add_weighted<P>(source, offsets, at, source.weights[f.first + j], mirrored, sum[i]);
         }
       }
     }
@@ -172,13 +178,7 @@ template <int P, int height, class Put> SC_INLINE void gather(const Source &sour
               const int c = j + a2 * N2;
               if (c >= reading.begin && c < reading.end) {
                 const int at = (mirrored[a2] ? other : reading.direct) + column[a2];
-                const real w = source.weights[reading.weights + c], wy = mirrored[a2] ? -w : w;
-#pragma unroll
-                for (int q = 0; q < P; q++) {
-                  const cplx v = source.X[offsets[q] + at];
-                  sum[i][q].x += w * v.x;
-                  sum[i][q].y += wy * v.y;
-                }
+                add_weighted<P>(source, offsets, at, source.weights[reading.weights + c], mirrored[a2], sum[i]);
               }
             }
           }
@@ -645,13 +645,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) bands_columns(const cplx *
 }
 #endif
 
-// grid (row groups, paths): rows of B (paths, HALF1, N2) transformed forth, to spectra (images, filters, prefixes) of paths in the order
-// (images, prefixes, filters).
-extern "C" __global__ void __launch_bounds__(THREADS) spectrum_rows(const cplx *__restrict__ B, int prefixes, int filters,
-                                                                    const cplx *__restrict__ twiddles, cplx *__restrict__ X) {
-  DYNAMIC_SHARED(cplx, z);
-  const int begin = blockIdx.x * ROWS, end = min(begin + ROWS, HALF1), path = blockIdx.y;
-  const cplx *from = B + (long long)path * HALF1 * N2 + begin * N2;
+// Rows [begin, end) of a grid transformed forth, into z: k2 at its place for lines, in order for images.
+SC_INLINE void rows_forth(cplx *z, const cplx *rows, int begin, int end, const cplx *twiddles) {
+  const cplx *from = rows + begin * N2;
 #pragma unroll 4
   for (int t = threadIdx.x; t < ROWS * N2; t += THREADS) {
     cplx a = {0, 0};
@@ -673,6 +669,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) spectrum_rows(const cplx *
 #else
   Along2<ROWS>::to_natural(z, turns2.w, row, get, put);
 #endif
+}
+
+// grid (row groups, paths): rows of B (paths, HALF1, N2) transformed forth, to spectra (images, filters, prefixes) of paths in the order
+// (images, prefixes, filters).
+extern "C" __global__ void __launch_bounds__(THREADS) spectrum_rows(const cplx *__restrict__ B, int prefixes, int filters,
+                                                                    const cplx *__restrict__ twiddles, cplx *__restrict__ X) {
+  DYNAMIC_SHARED(cplx, z);
+  const int begin = blockIdx.x * ROWS, end = min(begin + ROWS, HALF1), path = blockIdx.y;
+  rows_forth(z, B + (long long)path * HALF1 * N2, begin, end, twiddles);
   const int image = path / (prefixes * filters), prefix = path / filters % prefixes, f = path % filters;
   cplx *to = X + ((long long)(image * filters + f) * prefixes + prefix) * SPECTRUM;
 #pragma unroll 4

@@ -88,7 +88,7 @@ def needs(plan, x, unit, expected, line):
 def test_no_barrier_is_one_too_many(seen_and_needed):
     """Runs behind all cases."""
     seen, needed = seen_and_needed
-    if "spectrum_rows 0" not in seen or "extend_whole 0" not in seen:
+    if "rows_forth 0" not in seen or "extend_whole 0" not in seen:
         pytest.skip("not all cases have run")
     assert not seen - needed
     source = Case(Scattering2D, 1, (4, 4), {}).transform()._fused_cuda._modules[0].source
