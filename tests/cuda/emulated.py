@@ -147,3 +147,16 @@ def noise(S: cascade.Cascade, batch: int, seed: int = 0) -> np.ndarray:
     x = np.random.default_rng(seed).standard_normal((batch, *S.shape)).astype(S.dtype)
     x.flags.writeable = False
     return x
+
+
+ORDERS = [("reversed", 0), ("natural", 0), *(("shuffled", seed) for seed in range(3))]
+
+
+def barrier_is_needed(run: Callable[[], np.ndarray | None], expected: np.ndarray, line: int) -> bool:
+    """Say whether without the barrier of a line some order of the threads gives something else, or nothing."""
+    for order in ORDERS:
+        with emulation.schedule(*order), emulation.barriers(without_line=line):
+            found = run()
+        if found is None or not np.array_equal(found, expected):
+            return True
+    return False

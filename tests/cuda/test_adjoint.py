@@ -1,5 +1,7 @@
 """The adjoint on the CUDA engine, emulated: against the primitives in double precision, and bit against bit."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -9,7 +11,7 @@ from scattercube.kernels import cuda_modules, device, fused_cuda_adjoint
 from scattercube.kernels.scattering import Scattering1D, Scattering2D
 from tests.conftest import relative_error
 from tests.cuda.budget import budgets, nvrtc_problem
-from tests.cuda.emulated import Case, apart, compile_all, noise, portable, text_of
+from tests.cuda.emulated import Case, apart, barrier_is_needed, compile_all, noise, portable, text_of
 from tests.cuda.emulation import LaunchError, barriers, compiler_problem, count_barriers, schedule
 from tests.test_adjoint import check_along_a_direction
 
@@ -240,8 +242,6 @@ def test_without_a_plan_the_primitives_serve():
 
 # --- Barriers ---
 
-ORDERS = [("reversed", 0), ("natural", 0), *(("shuffled", seed) for seed in range(3))]
-
 
 def outcome(plan, x, g):
     """The gradient, or None where the emulator refuses what a kernel does."""
@@ -251,15 +251,6 @@ def outcome(plan, x, g):
     except LaunchError:
         return None
     return gradient
-
-
-def is_needed(plan, x, g, expected, line):
-    for order in ORDERS:
-        with schedule(*order), barriers(without_line=line):
-            found = outcome(plan, x, g)
-        if found is None or not np.array_equal(found, expected):
-            return True
-    return False
 
 
 def test_without_any_one_barrier_some_order_goes_wrong(transforms):
@@ -274,7 +265,8 @@ def test_without_any_one_barrier_some_order_goes_wrong(transforms):
             expected = outcome(plan, x, g)
         ours = {line for line in lines if line >= first}
         met |= {line - first for line in ours}
-        needed |= {line - first for line in ours if is_needed(plan, x, g, expected, line)}
+        run = partial(outcome, plan, x, g)
+        needed |= {line - first for line in ours if barrier_is_needed(run, expected, line)}
     assert needed == met
     assert len(met) == count_barriers(text[begin:])
 

@@ -9,7 +9,7 @@ from scattercube.kernels.arguments import units
 from scattercube.kernels.scattering import Scattering1D, Scattering2D
 from tests.cuda import emulated as plans
 from tests.cuda.emulated import Case, noise
-from tests.cuda.emulation import LaunchError, barriers, schedule
+from tests.cuda.emulation import LaunchError, barriers
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -29,8 +29,6 @@ CASES = [
 ]
 """Whole and large images, and lines with each kind of average, as others test them; and which of the barriers that they
 come to they do without: other cases need them."""
-
-ORDERS = [("reversed", 0), ("natural", 0), *(("shuffled", seed) for seed in range(3))]
 
 
 def outcome(plan, x, unit):
@@ -70,19 +68,10 @@ def test_without_any_one_barrier_some_order_goes_wrong(seen_and_needed, case, un
         expected = outcome(plan, x, unit)
     known = names(plans.text_of(plan._modules[0].source))
     assert lines
-    needed = {known[line] for line in lines if needs(plan, x, unit, expected, line)}
+    needed = {known[n] for n in lines if plans.barrier_is_needed(lambda: outcome(plan, x, unit), expected, n)}
     seen_and_needed[0].update(known[line] for line in lines)
     seen_and_needed[1].update(needed)
     assert {known[line] for line in lines} - needed <= unneeded
-
-
-def needs(plan, x, unit, expected, line):
-    for order in ORDERS:
-        with schedule(*order), barriers(without_line=line):
-            found = outcome(plan, x, unit)
-        if found is None or not np.array_equal(found, expected):
-            return True
-    return False
 
 
 def test_no_barrier_is_one_too_many(seen_and_needed):
