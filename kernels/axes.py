@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from scattercube.kernels.device import fft
 
-Padding = Literal["minimal", "support", "kymatio", "periodic"]
+Padding = Literal["minimal", "support", "kymatio", "periodic", "halo"]
 """How far an input is continued beyond its ends, by reflection.
 
 ``"minimal"``: little, for separate samples. ``"support"``: by the support of the cascade (``halo``), so that a tile cut
 with its halo gives the values of the whole; outputs lie at stride·i, ceil(size/stride) of them. ``"kymatio"``: as
 Kymatio 0.4 does, to its numbers; for comparisons. ``"periodic"``: not at all; an axis is a circle, and its size a
-multiple of the stride.
+multiple of the stride. ``"halo"``: not at all; the input is a tile that brings ``halo`` samples of its surroundings
+with it at both ends, its size a multiple of the stride, and outputs lie between them.
 """
 
 
@@ -81,6 +82,22 @@ class Axis:
             fits = f"{below} and {above} fit" if below else f"{above} fits"
             raise ValueError(f'padding="periodic": an axis of {size} is no multiple of the stride {stride}; {fits}')
         return cls(size, stride, 0, size, 0, size // stride)
+
+    @classmethod
+    def tile(cls, size: int, stride: int, halo: int) -> Self:
+        """Keep what lies ``halo`` samples, a multiple of the stride, from both ends.
+
+        Raises
+        ------
+        ValueError
+            ``size`` is no multiple of the stride, or the halos leave nothing between them.
+        """
+        if size % stride or size <= 2 * halo:
+            raise ValueError(
+                f'padding="halo": an axis of {size} must be a multiple of the stride {stride} and longer than the two '
+                f"halos, 2·{halo}"
+            )
+        return cls(size, stride, 0, size, halo // stride, (size - 2 * halo) // stride)
 
     @property
     def positions(self) -> NDArray[np.float64]:

@@ -110,7 +110,7 @@ class BandBank:
     def nbytes(self, band_nbytes: int, device: Device, threads: int) -> int:
         """Project what `modulus_across` allocates for bands of so many bytes, real ones."""
         if device == "cpu" and self.fused:
-            return self.n_outputs * band_nbytes + self.fused.nbytes(threads)
+            return (2 * self.n_bands + self.n_outputs) * band_nbytes + self.fused.nbytes(threads)
         itemsize = self.smoothing.host.itemsize
         if device == "cuda":  # complex bands, filtered ones and their moduli, smoothed ones beside the result
             n_rows = len(self.kernels.host)

@@ -89,9 +89,13 @@ class Cascade(Rebuilt):
         Samples on each side beyond which nothing reaches a coefficient, a multiple of the stride: all of the widest
         path's envelope but `TRUNCATION`. Envelopes are Gaussian, and their variances add along a path. None for
         wavelets that decay as a power of the distance.
+    widths
+        For each order, by scale j, the standard deviation in samples of the widest envelope of its wavelets; the last
+        serves all higher orders. None where envelopes are not Gaussian, or nothing is averaged.
     """
 
     halo: int | None
+    widths: list[dict[int, float]] | None
 
     def __init__(
         self,
@@ -231,6 +235,11 @@ class Cascade(Rebuilt):
             here = max(here, 3 * signal, 2 * signal + self._nbytes_below((), n_images, 1, device))
         block = n_images * math.prod(self.shape) * self.dtype.itemsize  # brought to one
         return result + block + here
+
+    @property
+    def filter_nbytes(self) -> int:
+        """About how many bytes the filters take, which stay: as boxes, and as the compiled engine reads them."""
+        return 2 * sum(box.weights.nbytes for bank in self._banks.values() for box in bank.boxes)
 
     @cached_property
     def _fused(self) -> fused_cpu.Plan | None:

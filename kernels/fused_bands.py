@@ -24,6 +24,11 @@ class Plan:
         (rows, bands) complex.
     smoothing
         (outputs, rows) real, float32 or float64.
+
+    Attributes
+    ----------
+    handle
+        What the engine has planned for it.
     """
 
     def __init__(self, kernels: NDArray[Any], smoothing: NDArray[Any]) -> None:
@@ -33,18 +38,21 @@ class Plan:
             *(*kernels.shape, self._n_outputs, kernels.ctypes.data, smoothing.ctypes.data),
             float(np.finfo(self._dtype).eps),
         )
-        self._handle = self._engine.own(self, "band_bank", handle)
+        self.handle = self._engine.own(self, "band_bank", handle)
 
     def __call__(self, Y: NDArray[Any], threads: int) -> NDArray[Any]:
         """Return the smoothed |Y ∗ ψ| of every filter: (bands, …) → (outputs, …) real."""
-        Y = np.ascontiguousarray(Y, np.result_type(self._dtype, np.complex64))
+        numbers = [Y.real, Y.imag] if np.iscomplexobj(Y) else [Y]
+        parts = np.empty((len(Y), len(numbers), *Y.shape[1:]), self._dtype)
+        for k, part in enumerate(numbers):
+            parts[:, k] = part
         Z = np.empty((self._n_outputs, *Y.shape[1:]), self._dtype)
         memory = np.empty(self.nbytes(threads), np.uint8)
         start = memory.ctypes.data + -memory.ctypes.data % _ALIGNMENT
         lanes = Y[0].size
-        self._engine.modulus_across(self._handle, Y.ctypes.data, lanes, Z.ctypes.data, start, threads)
+        self._engine.across(self.handle, parts.ctypes.data, len(numbers), lanes, Z.ctypes.data, start, threads)
         return Z
 
     def nbytes(self, threads: int) -> int:
-        """Return the bytes that the engine works in beside ``Y`` and the result."""
-        return threads * int(self._engine.band_workspace(self._handle)) + _ALIGNMENT
+        """Return the bytes that the engine works in beside the parts of ``Y`` and the result."""
+        return threads * int(self._engine.band_workspace(self.handle)) + _ALIGNMENT

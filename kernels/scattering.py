@@ -29,7 +29,7 @@ A tight bank needs J ≥ 1 in 1-D, L ≥ 3 in 2-D, and its φ has the scale T = 
 distance, so that their padding is ``"minimal"`` or ``"periodic"``.
 """
 
-_PADDINGS = ("minimal", "support", "kymatio", "periodic")
+_PADDINGS = ("minimal", "support", "kymatio", "periodic", "halo")
 _TAIL = 1e-3  # of φ, beyond a third of what the peer adds to a signal
 
 
@@ -119,12 +119,17 @@ class Scattering1D(Cascade):
             precision,
             global_average=self.T == "global",
         )
+        self.widths = widths if averages and not tight else None
 
     def _axis(self, N: int, scale: float) -> Axis:
         if self.padding == "periodic":
             return Axis.periodic(N, self.stride)
         if self.padding == "support" and self.halo is not None:
             return Axis.reflected(N, self.stride, self.halo)
+        if self.padding == "halo" and self.halo is not None:
+            if self.T == "global":
+                raise ValueError('padding="halo": a tile does not have the mean of the whole; give T a number')
+            return Axis.tile(N, self.stride, self.halo)
         most = 1 << ((3 * N - 2).bit_length() - 1)  # a reflection does not reach further
         if self.padding == "minimal":
             tail = -NormalDist().inv_cdf(_TAIL) * scale / (2 * math.pi * SIGMA_0)
@@ -200,6 +205,7 @@ class Scattering2D(Cascade):
         self.J, self.L, max_order = integer("J", J, 1), integer("L", L, 1), integer("max_order", max_order, 0)
         sizes = _shape(shape, 2, self.J)
         self.padding, self.wavelet, precision = _padding(padding), _wavelet(wavelet, padding), _precision(dtype)
+        self.stride = 2**self.J
         tight = self.wavelet == "meyer"
 
         def psi(j: int, theta: int) -> Morlet | Meyer2D:
@@ -235,12 +241,15 @@ class Scattering2D(Cascade):
             precision,
             coarse,
         )
+        self.widths = None if tight else [widths]
 
     def _axis(self, size: int) -> Axis:
         if self.padding == "periodic":
             return Axis.periodic(size, 2**self.J)
         if self.padding == "support" and self.halo is not None:
             return Axis.reflected(size, 2**self.J, self.halo)
+        if self.padding == "halo" and self.halo is not None:
+            return Axis.tile(size, 2**self.J, self.halo)
         return Axis.image(size, 2**self.J, good=self.padding == "minimal")
 
     def psi_hat(self, j: int, theta: int) -> NDArray[np.floating]:

@@ -95,6 +95,7 @@ class HarmonicScattering3D(Rebuilt):
         if (name := np.dtype(dtype).name) not in TRUNCATION:
             raise ValueError(f'dtype={name!r}: expected "float32" or "float64"')
         self.dtype = np.dtype(name)
+        self.halo: int | None = None  # a volume is periodic
         self.paths = self._make_paths()
         self.output_shape = (len(self.paths),)
         self._powers = Constant(self.paths.columns["power"].copy())
@@ -232,6 +233,11 @@ class HarmonicScattering3D(Rebuilt):
                 deeper = self._nbytes_below((*scales, j), self._bins_nbytes(*below.kept), device)
                 peak = max(peak, X + volume + self._spectrum_nbytes(below), X + deeper)
         return peak
+
+    @property
+    def positions(self) -> tuple[()]:
+        """Where outputs lie: all voxels are summed, so that there is no axis behind ``path``."""
+        return ()
 
     @cached_property
     def filter_digest(self) -> str:

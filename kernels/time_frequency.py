@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import fused_cuda_joint, primitives
+from scattercube.kernels import fused_cpu_joint, fused_cuda_joint, primitives
 from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.axes import Padding
 from scattercube.kernels.bands import (
@@ -130,8 +130,8 @@ class TimeFrequencyScattering(Rebuilt):
     def __call__(self, x: Array, threads: int = 1) -> Array:
         r"""Return the coefficients (…, \*output_shape) of signals (…, N), in the namespace of ``x``.
 
-        The same call gives the same bits, whatever ``threads``, the number of threads that work on NumPy arrays.
-        What else is in the batch changes the coefficients by rounding alone.
+        With the compiled engine (NumPy arrays), the bits for a signal depend neither on what else is in the batch nor
+        on ``threads``, how many of its threads work; without it, the batch changes them by rounding alone.
 
         Raises
         ------
@@ -147,6 +147,9 @@ class TimeFrequencyScattering(Rebuilt):
         if on_device:
             batch = batch.astype(self.dtype, copy=False)
             on_device(batch, finite_units(batch, x), result)
+            return result.reshape(x.shape[:-1] + self.output_shape)
+        if device_of(x) == "cpu" and self._fused:
+            self._fused(batch, result, threads)
             return result.reshape(x.shape[:-1] + self.output_shape)
         with workers(threads if device_of(x) == "cpu" else 1) as share:
             for part in self._blocks(batch):
@@ -204,6 +207,11 @@ class TimeFrequencyScattering(Rebuilt):
             digest.update(bank.kernels.host.astype("<c8").tobytes())
             digest.update(bank.smoothing.host.astype("<f4").tobytes())
         return digest.hexdigest()[:12]
+
+    @cached_property
+    def _fused(self) -> fused_cpu_joint.Plan | None:
+        """What the compiled engine makes of this transform; None where there is no engine for its grids."""
+        return fused_cpu_joint.plan(self)
 
     @cached_property
     def _fused_cuda(self) -> fused_cuda_joint.Plan | None:
@@ -332,8 +340,10 @@ class TimeFrequencyScattering(Rebuilt):
         stay, and about 64 KiB of bookkeeping are not counted.
         """
         time, itemsize, groups = self._time, self.dtype.itemsize, self._time._groups[0].items()
+        result = int(batch * self._n_rows * self.output_shape[-1] * itemsize)
+        if device == "cpu" and self._fused:
+            return result + self._fused.nbytes(batch, threads)
         if device == "cuda" and self._fused_cuda:
-            result = int(batch * self._n_rows * self.output_shape[-1] * itemsize)
             return result + batch * itemsize + self._fused_cuda.nbytes(batch)
         n_signals = min(batch, self._signals_at_once(device))
         X = 2 * n_signals * time._signal_nbytes(0)
@@ -356,7 +366,7 @@ class TimeFrequencyScattering(Rebuilt):
             smoothed = Z + time._smoothing_nbytes(level, Z) + stage.bank.n_outputs * n_times
             across = stage.bank.nbytes(line, device, threads)
             peak = max(peak, spectra + max(Y + max(y, across), smoothed))
-        return int(batch * self._n_rows * self.output_shape[-1] * itemsize + peak)
+        return result + int(peak)
 
     def _blocks(self, batch: Array) -> Iterator[slice]:
         step = self._signals_at_once(device_of(batch))

@@ -41,17 +41,28 @@ def unsmoothed(bank):
     return BandBank(bank.kernels, Constant(np.eye(len(bank.kernels.host), dtype=bank.smoothing.host.dtype)))
 
 
+def paired(bank):
+    """A bank that has the conjugate of every kernel too."""
+    kernels, smoothing = bank.kernels.host, bank.smoothing.host
+    return BandBank(
+        Constant(np.concatenate([kernels, kernels.conj()])), Constant(np.hstack([smoothing, smoothing[::-1]]))
+    )
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     sizes=st.tuples(*(st.integers(1, n) for n in (40, 30, 12))),
     lanes=st.integers(1, 150),
     dtype=st.sampled_from(["float32", "float64"]),
     threads=st.integers(1, 3),
+    has_conjugates=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_engine_equals_the_primitive(sizes, lanes, dtype, threads, seed):
+def test_the_engine_equals_the_primitive(sizes, lanes, dtype, threads, has_conjugates, seed):
     generator = np.random.default_rng(seed)
     bank = random_bank(generator, dtype, *sizes)
+    if has_conjugates:
+        bank = paired(bank)
     Y = complex_noise(generator, dtype, sizes[1], 2, lanes)
     expected = portable(Y, bank)
     found = modulus_across(Y, bank, threads)
@@ -69,3 +80,4 @@ def test_what_lies_side_by_side_does_not_matter():
     whole = modulus_across(Y, bank)
     np.testing.assert_array_equal(modulus_across(Y[:, 13:50], bank, threads=2), whole[:, 13:50])
     np.testing.assert_array_equal(modulus_across(Y.astype("complex64"), bank, threads=3), whole)
+    np.testing.assert_array_equal(modulus_across(np.asfortranarray(Y), bank), whole)

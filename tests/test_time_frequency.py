@@ -284,8 +284,11 @@ def test_the_adjoint_is_the_derivative(padding, format):
     ],
 )
 @pytest.mark.parametrize("threads", [1, 2])
-def test_nbytes_predicts_the_peak(args, kwargs, batch, threads):
+@pytest.mark.parametrize("has_engine", [True, False])
+def test_nbytes_predicts_the_peak(args, kwargs, batch, threads, has_engine):
     S = TimeFrequencyScattering(*args, **kwargs)
+    if not has_engine:  # along time
+        vars(S)["_fused"] = None
     x = np.random.default_rng(0).standard_normal((batch, args[2])).astype(S.dtype)
     S(x, threads=threads)
     tracemalloc.start()

@@ -1,23 +1,23 @@
 // Filters across bands, the moduli of what they give and averages of these, as bands.cpp runs them.
 #pragma once
-#include "plan.h"
-#include "team.h"
+#include "lanes.h"
 
 // U[r] = |sum_b kernels[r, b] Y[b]|, Z[o] = sum_r smoothing[o, r] U[r], at every one of some lanes: points of time of signals.
 template <class T> struct BandBank {
   struct Row {
     int first, last;             // bands that are met
     size_t kernel;               // of the first one
-    size_t outputs, end;         // to which the modulus is added
+    size_t outputs, conjugate, end;  // to which the modulus is added, and that of the row whose kernel is the conjugate, if any
   };
   struct Share { int output; T weight; };
   int bands, outputs;
   std::vector<Row> rows;
   std::vector<T> kernels;        // pairs of real and imaginary parts
   std::vector<Share> shares;
-  // Entries of a kernel's row below `drop` times the largest of all, at the ends of the row, are left out.
+  // What is below `drop` times the largest is left out: entries at the ends of a kernel's row, differences of conjugate rows,
+  // entries of the smoothing.
   BandBank(int rows, int bands, int outputs, const T *kernels, const T *smoothing, double drop);
   size_t workspace() const;
-  // Y (bands, lanes) complex, Z (outputs, lanes).
-  void modulus(const T *Y, int64_t lanes, T *Z, Worker &worker) const;
+  // Y (bands, parts, lanes): real and imaginary parts, or real ones alone; Z (outputs, lanes), or rows of a target's first image.
+  void modulus(const T *Y, int parts, int64_t lanes, T *Z, const Target<T> *target, Worker &worker) const;
 };

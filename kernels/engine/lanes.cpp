@@ -285,7 +285,7 @@ template <class T, int V> struct Signals {
       }
   }
 
-  static constexpr Operations<T> operations() { return {V, extend, spectrum, wavelet, average, hear}; }
+  static constexpr Operations<T> operations() { return {V, extend, spectrum, wavelet, average, hear, nullptr}; }
 };
 
 }  // namespace

@@ -34,6 +34,8 @@ template <class T> struct Operations {
   void (*average)(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, Worker &worker);
   // The same averages of lines, from their spectra.
   void (*hear)(const Tones<T> *tones, const T *X, int64_t groups, const Target<T> *target, Worker &worker);
+  // x * psi itself, as fields of its real and of its imaginary parts: Y (f * groups + g, 2, n1, n2). None where lanes are signals.
+  void (*convolve)(const Bank<T> *bank, int first, int filters, const T *X, int64_t groups, T *Y, Worker &worker);
 };
 
 // How lanes are used: many signals, few signals (vectors of half the size), points.
@@ -45,11 +47,13 @@ template <class T> Operations<T> points();
 
 // One operation of a schedule. Offsets are bytes of its memory.
 struct Step {
-  enum Call : int32_t { kSpectrum, kWavelet, kAverage, kHear } call;
-  int32_t first, filters;        // of a bank
-  int64_t groups;
-  int64_t source, deeper;        // what is read; where spectra go, or below zero
-  const int32_t *rows;           // where averages go, or none
-  const void *plan;              // a grid, bank, low-pass or tones
+  enum Call : int32_t { kSpectrum, kWavelet, kAverage, kHear, kConvolve, kAcross } call;
+  int32_t first, filters;        // of a bank; across bands, filters are the parts of a number, 1 where it is real
+  int32_t awaited;               // the next operation needs this one
+  int64_t groups;                // across bands, lanes
+  int64_t source, deeper;        // what is read; where spectra or fields go, or below zero
+  int64_t averages;              // where the averages of one image go, or below zero: to the output
+  const int32_t *rows;           // which rows they are there, or none
+  const void *plan;              // a grid, bank, low-pass, tones or filters across bands
   const void *lowpass;           // beside a bank
 };

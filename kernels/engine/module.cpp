@@ -29,11 +29,15 @@ template <class Make> auto guarded(Make make) -> decltype(make()) {
 }
 
 template <class T>
-void run(const Operations<T> &operations, const Step *steps, int64_t count, char *base, Target<T> target, Worker &worker) {
+void run(const Operations<T> &operations, const Step *steps, int64_t count, char *base, const Target<T> &out, Worker &worker) {
+  static const T one = 1;
   for (const Step *step = steps; step < steps + count; step++) {
     const T *source = reinterpret_cast<const T *>(base + step->source);
     T *deeper = step->deeper < 0 ? nullptr : reinterpret_cast<T *>(base + step->deeper);
+    Target<T> target = out;
+    if (step->averages >= 0) target = {reinterpret_cast<T *>(base + step->averages), nullptr, &one, 0, 1, 1};
     target.rows = step->rows;
+    worker.awaited = step->awaited;
     switch (step->call) {
       case Step::kSpectrum:
         operations.spectrum(static_cast<const Grid<T> *>(step->plan), source, deeper, step->groups, worker);
@@ -48,6 +52,13 @@ void run(const Operations<T> &operations, const Step *steps, int64_t count, char
         break;
       case Step::kHear:
         operations.hear(static_cast<const Tones<T> *>(step->plan), source, step->groups, &target, worker);
+        break;
+      case Step::kConvolve:
+        operations.convolve(static_cast<const Bank<T> *>(step->plan), step->first, step->filters, source, step->groups, deeper,
+                            worker);
+        break;
+      case Step::kAcross:
+        static_cast<const BandBank<T> *>(step->plan)->modulus(source, step->filters, step->groups, deeper, &target, worker);
         break;
     }
   }
@@ -97,7 +108,6 @@ int sc_possible(int n) { return Fft<float>::possible(n); }
     return guarded([&] { return new Grid<T>(line, n1, n2, operations(use == kFew ? kMany : use, T()).lanes, use == kPoints); }); \
   }                                                                                                                           \
   void sc_free_grid_##X(void *grid) { delete static_cast<Grid<T> *>(grid); }                                                  \
-  int64_t sc_field_##X(const void *grid) { return static_cast<const Grid<T> *>(grid)->field(); }                              \
   int64_t sc_half_##X(const void *grid) { return static_cast<const Grid<T> *>(grid)->half(); }                                \
   void *sc_bank_##X(const void *source, const void *grid, int lanes) {                                                        \
     return guarded([&] { return new Bank<T>{static_cast<const Grid<T> *>(source), static_cast<const Grid<T> *>(grid), lanes, {}}; }); \
@@ -178,9 +188,9 @@ SC_VOLUMES(double, d)
   }                                                                                                                           \
   void sc_free_band_bank_##X(void *bank) { delete static_cast<BandBank<T> *>(bank); }                                         \
   int64_t sc_band_workspace_##X(const void *bank) { return int64_t(static_cast<const BandBank<T> *>(bank)->workspace()); }    \
-  void sc_modulus_across_##X(const void *bank, const T *Y, int64_t lanes, T *Z, char *workspaces, int threads) {              \
+  void sc_across_##X(const void *bank, const T *Y, int parts, int64_t lanes, T *Z, char *workspaces, int threads) {           \
     const BandBank<T> &b = *static_cast<const BandBank<T> *>(bank);                                                           \
-    Team::run(threads, workspaces, b.workspace(), [&](Worker &worker) { b.modulus(Y, lanes, Z, worker); });                   \
+    Team::run(threads, workspaces, b.workspace(), [&](Worker &worker) { b.modulus(Y, parts, lanes, Z, nullptr, worker); });   \
   }
 
 SC_BANDS(float, f)

@@ -216,11 +216,18 @@ void Filter<T>::points(const Grid<T> &grid, const Grid<T> &source, const int64_t
         const auto frequency = [&](int64_t t) { return r * V + n1 * (grid.line ? t : p); };
         const auto period = [&](int64_t f) { return floored(f, N1) + half / 2; };
         const bool mirrored = half % 2;
+        const auto is_here = [&](int64_t f, int v) {
+          const int64_t k = f + v;
+          return r * V + v < n1 && k >= origin[0] && k < last && floored(k, N1) == period(f) &&
+                 (2 * modulo(k, N1) >= N1) == mirrored;
+        };
+        bool lanes[kLargestVector] = {}, any = grid.line;  // of a grid, the same along a row
+        for (int v = 0; v < V && !grid.line; v++) any |= lanes[v] = is_here(frequency(0), v);
+        if (!any) continue;
         const auto weight = [&](int64_t t, int v) {
-          const int64_t f = frequency(t), k = f + v;
-          const bool here = r * V + v < n1 && k >= origin[0] && k < last && floored(k, N1) == period(f) &&
-                            (2 * modulo(k, N1) >= N1) == mirrored;
-          return !here ? T(0) : grid.line ? box[k - origin[0]] : box[(k - origin[0]) * extent[1] + t];
+          const int64_t k = frequency(t) + v;
+          if (grid.line) return is_here(k - v, v) ? box[k - origin[0]] : T(0);
+          return lanes[v] ? box[(k - origin[0]) * extent[1] + t] : T(0);
         };
         const auto where = [&](int64_t t) {
           const int64_t f = frequency(t), w = period(f), c = grid.line ? t : origin[1] + t;

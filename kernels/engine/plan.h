@@ -23,7 +23,7 @@ template <class T> struct Fft {
 // Vectors hold either one point of V signals (lanes.cpp), or V neighbouring points of one signal (points.cpp):
 //
 //             lanes = signals                     lanes = points
-//   field     (n1, n2, V)                         (n1, stride), stride = n2 rounded up to V, zeros behind n2
+//   field     (n1, n2, V)                         (n1, n2)
 //   spectrum  (n1/2 + 1, n2, 2, V)                strips (n1/2 + 1, rounded up, over V; pitch, 2, V), pitch = n2 | 1
 //   a line's  (n/2 + 1, 2, V)                     the same
 //
@@ -33,13 +33,12 @@ template <class T> struct Grid {
   bool line;
   int n1, n2;
   int across;                    // points in a vector; 0 where the lanes are signals
-  int stride;                    // points of a row of a field, with what pads it
+  int stride;                    // points of a row, with those that fill its last vector
   int width;                     // columns, or vectors of columns, that are transformed together; on a line a divisor of their number
   Fft<T> columns, rows;          // along axis 0, with places for a whole number of vectors, and along axis 1
   std::vector<T> turns;          // a line's: (k1, u2) -> cos, sin; or (k1 / V, u2, 2, V) where the lanes are points
   Grid(bool line, int n1, int n2, int lanes, bool across);
   int64_t points() const { return int64_t(n1) * n2; }
-  int64_t field() const { return int64_t(n1) * stride; }           // points of a field with what pads it
   int64_t half() const;                                            // points of a spectrum with what pads it
   int64_t strips() const { return (n1 / 2 + across) / across; }    // of a spectrum
   int64_t pitch() const { return n2 | 1; }                         // vectors of a strip: odd, to spread over the cache

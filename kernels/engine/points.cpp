@@ -22,8 +22,19 @@ template <class T, int V> struct Points {
     return r;
   }
   SC_INLINE void store(T *p, R r) { std::memcpy(p, &r, sizeof r); }
+  // The last points of a row may not fill a vector: `count` of them are there.
+  SC_INLINE R load_some(const T *p, long count) {
+    if (count >= V) return load(p);
+    R r{};
+    std::memcpy(&r, p, sizeof(T) * size_t(count));
+    return r;
+  }
+  SC_INLINE void store_some(T *p, R r, long count) {
+    if (count >= V) store(p, r);
+    else std::memcpy(p, &r, sizeof(T) * size_t(count));
+  }
 
-  static long vectors(const Grid<T> &grid) { return grid.stride / V; }      // of a row of a field
+  static long vectors(const Grid<T> &grid) { return grid.stride / V; }      // of a row
   static long pitch(const Grid<T> &grid) { return vectors(grid) | 1; }      // of a row of z: odd, to spread over the cache
   static int strips(const Grid<T> &grid) { return (grid.n1 + V - 1) / V; }  // vectors of k1, of which a spectrum holds half
 
@@ -69,6 +80,17 @@ template <class T, int V> struct Points {
     const T *turn = grid.turns.data() + (long(strip) * grid.n2 + u2) * 2 * V;
     const R c = load(turn), s = forward ? -load(turn + V) : load(turn + V);
     return {a.x * c - a.y * s, a.x * s + a.y * c};
+  }
+
+  // All strips: z (n1, pitch), where the transform along axis 0 is still to come.
+  static size_t strips_bytes(const Grid<T> &grid) {
+    return Space::bytes<C>((grid.n1 + 1) * pitch(grid)) + Space::bytes<C>(grid.stride);
+  }
+  static C *make_strips(const Grid<T> &grid, const Filter<T> &filter, const T *X, Space &space) {
+    C *z = space.take<C>((grid.n1 + 1) * pitch(grid)), *line = space.take<C>(grid.stride);
+    std::memset(static_cast<void *>(line + grid.n2), 0, sizeof(C) * (grid.stride - grid.n2));
+    for (int strip = 0; strip < strips(grid); strip++) make_strip(grid, filter, strip, X, line, z);
+    return z;
   }
 
   // Strip k1 .. k1 + V - 1: filter, transform along axis 1, write as rows k1 of z, where the transform along axis 0 wants them.
@@ -301,18 +323,13 @@ template <class T, int V> struct Points {
     if (!target) lowpass = nullptr;
     const long half = bank->source->half(), n_smooth = lowpass ? smooth_size(*lowpass) : 0, n_u = long(grid.n1) * std::max(2, grid.width);
     const long n_turned = lowpass ? turned_size(*lowpass) : 0, n_averages = lowpass ? averages_size(*lowpass) : 0;
-    const size_t bytes = Space::bytes<C>((grid.n1 + 1) * pitch(grid)) + Space::bytes<C>(grid.stride) + Space::bytes<R>(n_u) +
-                         Space::bytes<R>(n_smooth) + Space::bytes<R>(n_turned) + Space::bytes<R>(n_averages) +
-                         (Y ? Forth::bytes(grid) : 0);
+    const size_t bytes = strips_bytes(grid) + Space::bytes<R>(n_u) + Space::bytes<R>(n_smooth) + Space::bytes<R>(n_turned) +
+                         Space::bytes<R>(n_averages) + (Y ? Forth::bytes(grid) : 0);
     each(filters * groups, worker, bytes, [&](long job, Space &space) {
-      const Filter<T> &filter = bank->filters[first + job / groups];
-      const T *from = X + job % groups * 2 * half;
-      C *z = space.take<C>((grid.n1 + 1) * pitch(grid)), *line = space.take<C>(grid.stride);
+      C *z = make_strips(grid, bank->filters[first + job / groups], X + job % groups * 2 * half, space);
       R *u = space.take<R>(n_u), *smooth = space.take<R>(n_smooth);
       R *turned = space.take<R>(n_turned), *averages = space.take<R>(n_averages);
       Forth on = Y ? Forth(grid, space, Y + job * 2 * grid.half()) : Forth(), *forth = Y ? &on : nullptr;
-      std::memset(static_cast<void *>(line + grid.n2), 0, sizeof(C) * (grid.stride - grid.n2));
-      for (int strip = 0; strip < strips(grid); strip++) make_strip(grid, filter, strip, from, line, z);
       if (lowpass) begin(*lowpass, smooth);
       each_block(int(vectors(grid)), grid.width, [&](auto width, int c) { make_columns<width>(grid, lowpass, z, c, u, forth, smooth); });
       if (forth) forth->finish(grid);
@@ -320,11 +337,28 @@ template <class T, int V> struct Points {
     });
   }
 
-  template <int W> static void read_columns(const Lowpass<T> &lowpass, const R *U, int c, R *u, R *smooth) {
-    const Grid<T> &grid = *lowpass.grid;
+  static void convolve(const Bank<T> *bank, int first, int filters, const T *X, int64_t groups, T *Y, Worker &worker) {
+    const Grid<T> &grid = *bank->grid;
+    const long half = bank->source->half();
+    each(filters * groups, worker, strips_bytes(grid), [&](long job, Space &space) {
+      C *z = make_strips(grid, bank->filters[first + job / groups], X + job % groups * 2 * half, space);
+      T *re = Y + job * 2 * grid.points(), *im = re + grid.points();
+      each_block(int(vectors(grid)), grid.width, [&](auto width, int c) {
+        inverse(grid.columns, z + c, 1, pitch(grid), width);
+        for (int r = 0; r < grid.n1; r++)
+          for (int w = c; w < c + width; w++) {
+            const long to = long(r) * grid.n2 + w * V, count = grid.n2 - w * V;
+            store_some(re + to, z[r * pitch(grid) + w].x, count);
+            store_some(im + to, z[r * pitch(grid) + w].y, count);
+          }
+      });
+    });
+  }
+
+  // Vectors of columns c .. c + W - 1 of a field.
+  template <int W> static void read_columns(const Grid<T> &grid, const T *U, int c, R *u) {
     for (int r = 0; r < grid.n1; r++)
-      for (int w = 0; w < W; w++) u[r * W + w] = U[r * vectors(grid) + c + w];
-    take<W>(lowpass, u, c, smooth);
+      for (int w = 0; w < W; w++) u[r * W + w] = load_some(U + long(r) * grid.n2 + (c + w) * V, grid.n2 - (c + w) * V);
   }
 
   static void average(const Lowpass<T> *lowpass, const T *U, int64_t groups, const Target<T> *target, Worker &worker) {
@@ -332,11 +366,14 @@ template <class T, int V> struct Points {
     const size_t bytes = Space::bytes<R>(long(grid.n1) * grid.width) + Space::bytes<R>(smooth_size(*lowpass)) +
                          Space::bytes<R>(turned_size(*lowpass)) + Space::bytes<R>(averages_size(*lowpass));
     each(groups, worker, bytes, [&](long g, Space &space) {
-      const R *from = reinterpret_cast<const R *>(U) + g * (grid.field() / V);
+      const T *from = U + g * grid.points();
       R *u = space.take<R>(long(grid.n1) * grid.width), *smooth = space.take<R>(smooth_size(*lowpass));
       R *turned = space.take<R>(turned_size(*lowpass)), *averages = space.take<R>(averages_size(*lowpass));
       begin(*lowpass, smooth);
-      each_block(int(vectors(grid)), grid.width, [&](auto width, int c) { read_columns<width>(*lowpass, from, c, u, smooth); });
+      each_block(int(vectors(grid)), grid.width, [&](auto width, int c) {
+        read_columns<width>(grid, from, c, u);
+        take<width>(*lowpass, u, c, smooth);
+      });
       finish(*lowpass, smooth, turned, averages, *target, g);
     });
   }
@@ -362,12 +399,13 @@ template <class T, int V> struct Points {
 
   static void spectrum(const Grid<T> *plan, const T *field, T *X, int64_t groups, Worker &worker) {
     const Grid<T> &grid = *plan;
-    const long columns = vectors(grid);
-    each(groups, worker, Forth::bytes(grid), [&](long g, Space &space) {
-      const R *from = reinterpret_cast<const R *>(field) + g * (grid.field() / V);
+    each(groups, worker, Forth::bytes(grid) + Space::bytes<R>(2l * grid.n1), [&](long g, Space &space) {
       Forth forth(grid, space, X + g * 2 * grid.half());
-      for (long c = 0; c < columns; c += 2)
-        forth.columns(grid, from + c, c + 1 < columns ? from + c + 1 : nullptr, columns, c);
+      R *u = space.take<R>(2l * grid.n1);
+      each_block(int(vectors(grid)), 2, [&](auto width, int c) {
+        read_columns<width>(grid, field + g * grid.points(), c, u);
+        forth.columns(grid, u, width > 1 ? u + 1 : nullptr, width, c);
+      });
       forth.finish(grid);
     });
   }
@@ -376,14 +414,14 @@ template <class T, int V> struct Points {
                     const int32_t *columns, T *U) {
     for (int image = 0; image < images; image++)
       for (int r = 0; r < grid->n1; r++) {
-        T *to = U + image * grid->field() + long(r) * grid->stride;
+        T *to = U + image * grid->points() + long(r) * grid->n2;
         const T *from = x + image * size + (grid->line ? 0 : rows[r]), factor = image < present ? scale[image] : T(0);
         const int32_t *column = columns + (grid->line ? long(r) * grid->n2 : 0);
-        for (int c = 0; c < grid->stride; c++) to[c] = c < grid->n2 && image < present ? factor * from[column[c]] : T(0);
+        for (int c = 0; c < grid->n2; c++) to[c] = image < present ? factor * from[column[c]] : T(0);
       }
   }
 
-  static constexpr Operations<T> operations() { return {V, extend, spectrum, wavelet, average, hear}; }
+  static constexpr Operations<T> operations() { return {V, extend, spectrum, wavelet, average, hear, convolve}; }
 };
 
 }  // namespace

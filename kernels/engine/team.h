@@ -39,6 +39,8 @@ struct Worker {
   Team *team;
   char *memory;
   size_t asked = 0;  // bytes of the largest workspace
+  bool awaited = true;        // members wait for each other after an operation; else they go on to the next one's jobs
+  long job = -1, before = 0;  // the next job, if it is known, and those of operations before that were not awaited
 };
 
 template <class Work> void Team::run(int threads, char *memory, size_t bytes, const Work &work) {
@@ -85,6 +87,11 @@ template <class Job> void each(long count, Worker &worker, size_t bytes, const J
     return;
   }
   Space space(worker.memory);
-  for (long i; (i = worker.team->next()) < count; space.clear()) job(i, space);
+  if (worker.job < 0) worker.job = worker.team->next();
+  for (; worker.job < worker.before + count; worker.job = worker.team->next(), space.clear()) job(worker.job - worker.before, space);
+  worker.before += count;
+  if (!worker.awaited) return;
+  worker.job = -1;
+  worker.before = 0;
   worker.team->meet();
 }

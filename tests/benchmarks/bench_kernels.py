@@ -263,7 +263,7 @@ from the start of Python, imports and construction included."""
 SPLIT = """\
 `wavelet, last` is the fused operation of the last order: gather, transform back, modulus, low-pass; `wavelet, inner`
 the same where paths go on, which also transforms them forth again, `hear` an average taken from a spectrum,
-`modulus_across` the wavelets across bands; Python's share of the joint transform holds SciPy's transforms. Flops
+`convolve` a wavelet without modulus, `across` the wavelets across bands with their moduli and averages there. Flops
 are nominal: 5 n log2 n a complex transform of n points, of all that the definition asks for, also where the kernels
 skip frequencies that a wavelet does not reach, as in 3-D. The limit is the engine's best rate on the transforms of
 small real images, packing and transposing included: {engine} GFLOP/s here (that of scipy.fft: {scipy} GFLOP/s). What

@@ -18,7 +18,7 @@ from scattercube.flows.bench import best_s
 from scattercube.kernels import HarmonicScattering3D, Scattering2D, TimeFrequencyScattering
 from scattercube.kernels.cascade import Cascade
 from scattercube.kernels.engine.library import Engine
-from scattercube.kernels.fused_cpu import Plan
+from scattercube.kernels.fused_plan import Plan
 from scattercube.kernels.fused_schedule import Schedule
 
 STOPWATCH = "stopwatch"  # what taking a call apart costs

@@ -35,7 +35,7 @@ def test_joint_transforms(monkeypatch, J, J_fr, N, parameters, shared_nbytes):
     assert S._fused_cuda._along_time._modules[0].whole == (not shared_nbytes)
     compile_all([S._fused_cuda._schedule(3)])
     twin = TimeFrequencyScattering(J, J_fr, N, **parameters | {"dtype": "float64"})
-    vars(twin).update(_fused_cuda=None)
+    vars(twin).update(_fused=None, _fused_cuda=None)
     x = noise(S, 3)
     with monkeypatch.context() as patch:  # by the primitives of the CPU
         for module in (time_frequency, bands):
