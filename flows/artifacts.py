@@ -4,7 +4,7 @@ import numpy as np
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from scattercube.flows.summary import conclusion
-from scattercube.pipeline.charts import confusion
+from scattercube.pipeline.charts import confusion, predictions
 from scattercube.pipeline.job import Outcome
 from scattercube.pipeline.store import Store
 
@@ -25,12 +25,20 @@ def publish_artifacts(outcome: Outcome) -> None:
         create_table_artifact(key="quarantine", table=bad[:QUARANTINE_ROWS], description=f"{title}: {shown}")
     if outcome.fitted is not None and outcome.fitted.scores is not None:
         scores = outcome.fitted.scores
+        figures = {"accuracy": "accuracy", "standard error": "error_se"}
+        if scores["task"] == "regression":
+            figures = {"mean absolute error": "mae", "standard error": "mae_se", "R²": "r2"}
         rows = [
-            {"on": on, "head": name, "accuracy": one["accuracy"], "standard error": one["error_se"]}
+            {"on": on, "head": name} | {title: one[figure] for title, figure in figures.items()}
             for on in ("heads", "baseline")
             for name, one in scores[on].items()
         ]
         create_table_artifact(key="scores", table=rows, description=scores["summary"])
-        best = max(scores["heads"].values(), key=lambda one: one["accuracy"])
-        picture = confusion(np.array(best["confusion"]), scores["classes"])
-        create_image_artifact(key="confusion", image_url=picture, description=f"{title}, {best['title']}")
+        if scores["task"] == "regression":
+            best = min(scores["heads"].values(), key=lambda one: one["mae"])
+            true, found = np.array(best["pairs"])
+            key, picture = "predictions", predictions(true, found, scores["unit"], alone=True)
+        else:
+            best = max(scores["heads"].values(), key=lambda one: one["accuracy"])
+            key, picture = "confusion", confusion(np.array(best["confusion"]), scores["classes"])
+        create_image_artifact(key=key, image_url=picture, description=f"{title}, {best['title']}")

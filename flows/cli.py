@@ -23,7 +23,7 @@ from scattercube import __version__
 from scattercube.flows.progress import PLAIN, Bar
 from scattercube.flows.summary import conclusion, introduction, plan_table, prefect_server
 from scattercube.pipeline.errors import ScattercubeError
-from scattercube.pipeline.job import Job, Options, Phase, prepare
+from scattercube.pipeline.job import Job, Options, Phase, how_long, prepare
 from scattercube.pipeline.job import run as run_job
 from scattercube.pipeline.spec import explain
 
@@ -72,10 +72,17 @@ for _name, (_until, _help) in PHASE_HELP.items():
 
 
 @app.command
-def plan(entry: EntryName, /, *, options: Common = DEFAULTS) -> int:
-    """Show what a run would read, write and need, and refuse what cannot work. Writes nothing."""
+def plan(entry: EntryName, /, *, options: Common = DEFAULTS, time: bool = True) -> int:
+    """Show what a run would read, write, need and take, and refuse what cannot work. Leaves nothing behind.
+
+    Parameters
+    ----------
+    time
+        Time the first shards, for about ten seconds.
+    """
     job = Job(entry=entry, until="plan", **options.model_dump())
-    say.print(plan_table(prepare(job)))
+    prepared = prepare(job)
+    say.print(plan_table(prepared, how_long(prepared, serial=job.serial) if time else None))
     return 0
 
 
@@ -90,13 +97,15 @@ def apply(head: Path, cube: Path, /, *, out: Path = Path("predictions.parquet"))
     cube
         The cube: <store>/<entry>/features/<spec>.
     out
-        Where to write one row a sample: identity, predicted label, decision values. Parquet, or CSV by its ending.
+        Where to write one row a sample: identity, and the predicted label with decision values or the predicted number.
+        Parquet, or CSV by its ending.
     """
     from scattercube.pipeline import fit as stage
 
     found = stage.apply(head, cube)
-    decisions = found["decision"].to_pandas().add_prefix("decision ")
-    table = found.drop_dims("class").to_dataframe().join(decisions)
+    table = found.drop_dims("class", errors="ignore").to_dataframe()
+    if "decision" in found:
+        table = table.join(found["decision"].to_pandas().add_prefix("decision "))
     if out.suffix == ".csv":
         table.to_csv(out)
     else:

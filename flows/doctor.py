@@ -8,8 +8,8 @@ from pathlib import Path
 
 from scattercube.flows.summary import prefect_server
 from scattercube.pipeline.catalog import Entry, data_root, list_entries
+from scattercube.pipeline.clusters import machine
 from scattercube.pipeline.errors import ScattercubeError
-from scattercube.pipeline.execute import machine
 from scattercube.pipeline.places import local_root, refuse_unwritable
 from scattercube.pipeline.plan import in_words
 from scattercube.pipeline.sources import locate
@@ -59,7 +59,8 @@ def examine(store: str, data: str | None) -> list[Finding]:
 def availability(entry: Entry, root: Path) -> str:
     """Say whether the archive of an entry is there."""
     try:
-        return f"there: {locate(entry, root)}"
+        place = locate(entry, root)
+        return f"there: {place}" if isinstance(place, Path) else f"elsewhere, not asked now: {place}"
     except ScattercubeError:
         return f"not under {root}: {entry.location}"
 

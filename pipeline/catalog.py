@@ -7,13 +7,26 @@ import os
 import re
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
+from scattercube.pipeline.addresses import URL, check_access, check_url
 from scattercube.pipeline.errors import EntryError
-from scattercube.pipeline.spec import M, Model, Spec, digest, load_yaml, parse
+from scattercube.pipeline.policies import (
+    Arrays,
+    Audio,
+    Csv,
+    Molecules,
+    Sample,
+    Sky,
+    check_arrays,
+    check_audio,
+    check_relative,
+    exactly_one,
+)
+from scattercube.pipeline.spec import AnySpec, ImageSpec, Model, digest, load_yaml, parse
 
 DATA_VARIABLE = "SCATTERCUBE_DATA"
 SPLITS = ("train", "test", "unused", "")
@@ -30,81 +43,23 @@ def _check_pattern(text: str) -> str:
     return text
 
 
-def _check_relative(text: str) -> str:
-    path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError("expected a path below the archive, without '..'")
-    return text
-
-
 def _check_location(text: str) -> str:
     package = PACKAGE_LOCATION.fullmatch(text)
     if text.startswith("package:") and not package:
         raise ValueError("expected package:NAME/path/in/it, for example package:skimage/data")
+    if URL.match(text):
+        return check_url(text)
     if not PurePosixPath(text).is_absolute() and ".." in PurePosixPath(text).parts:
         raise ValueError("'..' would leave the data root; give an absolute path instead")
     return text
 
 
-def _exactly_one(record: M, *names: str) -> M:
-    given = [name for name in names if getattr(record, name) is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(names)}; got {' and '.join(given) or 'none'}")
-    return record
-
-
-Pixels = Annotated[int, Field(ge=1, le=1 << 16)]
-Size = tuple[Pixels, Pixels]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
-RelativePath = Annotated[str, Field(min_length=1), AfterValidator(_check_relative)]
-
-
-class Frame(Model):
-    """The height and width that every sample gets."""
-
-    size: Annotated[Size, Field(description="[height, width] in pixels")]
-
-
-class Patches(Model):
-    """A grid of patches; each is a sample that knows its first row ``y0`` and first column ``x0`` in the image."""
-
-    size: Annotated[Size, Field(description="[height, width] of a patch in pixels")]
-    stride: Annotated[
-        Size | None, Field(description="[rows, columns] from patch to patch; default the size: no overlap")
-    ] = None
-
-    @property
-    def step(self) -> Size:
-        """Pixels from one patch to the next."""
-        return self.stride or self.size
-
-
-class Sample(Model):
-    """How an image becomes samples of one size: exactly one of ``exact``, ``crop``, ``resize`` and ``patches``."""
-
-    exact: Annotated[
-        Literal[True] | None, Field(description="all images have the size of the first; others are quarantined")
-    ] = None
-    crop: Annotated[
-        Frame | None, Field(description="cut this size from the centre; smaller images are quarantined")
-    ] = None
-    resize: Annotated[
-        Frame | None,
-        Field(description="resample to this size: bicubic, antialiased, to float32; the aspect may change"),
-    ] = None
-    patches: Annotated[Patches | None, Field(description="cut every image into patches")] = None
-    channels: Annotated[
-        Literal["luminance", "keep"],
-        Field(description="`luminance`: colour to grey (ITU-R BT.601, float32); `keep`: channels stay, without alpha"),
-    ] = "luminance"
-
-    @model_validator(mode="after")
-    def _one_policy(self) -> Self:
-        return _exactly_one(self, "exact", "crop", "resize", "patches")
+RelativePath = Annotated[str, Field(min_length=1), AfterValidator(check_relative)]
 
 
 class Table(Model):
-    """A CSV or Parquet file with a row per member; every column beside key and label becomes metadata."""
+    """A table with a row per member: Parquet, or text; columns beside key, label and target become metadata."""
 
     file: Annotated[RelativePath, Field(description="its name inside the archive, or beside it")]
     key: Annotated[str, Field(description="the column that names the member")]
@@ -113,6 +68,25 @@ class Table(Model):
         Field(description="what the key holds: the whole member name, its last part, or that without the extension"),
     ] = "member"
     label: Annotated[str | None, Field(description="the column with the label")] = None
+    target: Annotated[
+        str | None, Field(description="the column with a number to predict: heads then regress, and tell no classes")
+    ] = None
+    unit: Annotated[str, Field(description="of the target, for example kcal/mol")] = ""
+    columns: Annotated[
+        tuple[str, ...] | None, Field(min_length=1, description="names of the columns, where no first line has them")
+    ] = None
+
+    @model_validator(mode="after")
+    def _columns_agree(self) -> Self:
+        if self.unit and not self.target:
+            raise ValueError("unit: is that of the target; name its column")
+        if self.target and self.target in (self.key, self.label):
+            raise ValueError(f"target: {self.target} is the key or the label already")
+        if self.columns and self.file.lower().endswith(".parquet"):
+            raise ValueError("columns: a Parquet file names its columns itself")
+        if self.columns and len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"columns: {', '.join(self.columns)} names one more than once")
+        return self
 
 
 class Companion(Model):
@@ -141,12 +115,15 @@ class Labels(Model):
     )
     column: Annotated[
         int | str | None,
-        Field(description="csv: position (from 0; negative from the end) or name of the column; npz: key"),
+        Field(
+            description="csv: position (from 0; negative from the end) or name of the column; npz: key; HDF5, netCDF, "
+            "Zarr and Parquet: another array or column of the file"
+        ),
     ] = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        return _exactly_one(self, "folder", "pattern", "table", "companion", "column")
+        return exactly_one(self, "folder", "pattern", "table", "companion", "column")
 
 
 class Position(Model):
@@ -187,22 +164,6 @@ class Split(Model):
         return self
 
 
-class Arrays(Model):
-    """Where channels are in NumPy arrays, which are (sample, y, x) or, for one image a file, (y, x) without them."""
-
-    channel_axis: Annotated[
-        Literal["first", "last"], Field(description="`first`: (…, channel, y, x); `last`: (…, y, x, channel)")
-    ]
-
-
-class Csv(Model):
-    """How to read rows of text as images: every column but the label's is a pixel, in row-major order."""
-
-    shape: Annotated[Size, Field(description="[height, width] of the image in a row")]
-    header: Annotated[bool, Field(description="whether the first line names the columns")] = False
-    delimiter: Annotated[str, Field(min_length=1, max_length=1, description="what separates the values")] = ","
-
-
 class FitOptions(Model):
     """How heads are fitted and evaluated."""
 
@@ -211,6 +172,9 @@ class FitOptions(Model):
         int, Field(ge=2, le=100, description="number of stratified folds where the entry has no train/test split")
     ] = 5
     seed: Annotated[int, Field(ge=0, lt=1 << 32, description="seed of the folds")] = 0
+
+
+_TRANSFORMS = {"audio": "scattering1d", "molecules": "solid_harmonic"}
 
 
 class Entry(Model):
@@ -225,40 +189,72 @@ class Entry(Model):
     citation: Annotated[str, Field(description="whom to cite")] = ""
     homepage: Annotated[str, Field(description="where it comes from")] = ""
     reader: Annotated[
-        Literal["images", "idx", "arrays", "csv"],
-        Field(description="kind of files: PNG, JPEG and TIFF; IDX; npy and npz; text"),
+        Literal["images", "idx", "arrays", "csv", "sky", "audio", "molecules"],
+        Field(
+            description="kind of files: PNG, JPEG and TIFF; IDX; npy, npz, HDF5, netCDF, Zarr and Parquet; text; FITS; "
+            "WAV, FLAC, Ogg and MP3; XYZ"
+        ),
     ]
     location: Annotated[
         str,
         Field(
             min_length=1,
-            description="folder, archive or file: absolute, below the data root, or package:NAME/path in a package",
+            description="folder, archive or file: absolute, below the data root, package:NAME/path in a package, or "
+            "a URL",
         ),
         AfterValidator(_check_location),
     ]
+    anonymous: Annotated[
+        bool, Field(description="object stores: ask without credentials, for buckets that everyone may read")
+    ] = False
+    index: Annotated[
+        RelativePath | None,
+        Field(
+            description="folders on web servers, which cannot be listed: the file in it that names its files, "
+            "one a line"
+        ),
+    ] = None
     members: Annotated[
         tuple[str, ...],
         Field(min_length=1, description="which members: names with wildcards, where `*` also crosses folders"),
     ] = ("*",)
-    arrays: Annotated[Arrays | None, Field(description="reader arrays: where the channels are")] = None
+    arrays: Annotated[
+        Arrays | None, Field(description="readers arrays and idx: which array, and what its axes are")
+    ] = None
     csv: Annotated[Csv | None, Field(description="reader csv: how a row is an image")] = None
+    sky: Annotated[Sky | None, Field(description="reader sky: which images of a FITS file, masks, cut-outs")] = None
+    molecules: Annotated[Molecules | None, Field(description="reader molecules: the grid that holds a molecule")] = None
+    audio: Annotated[Audio | None, Field(description="reader audio: sampling rate, channels")] = None
     sample: Annotated[Sample, Field(description="how images of any size become samples of one size")] = Sample(
         exact=True
     )
     labels: Annotated[Labels | None, Field(description="where labels and metadata come from; none is fine")] = None
     split: Annotated[Split, Field(description="what is for training, what for testing")] = Split()
-    spec: Annotated[Spec, Field(description="the suggested transform")] = Spec()
+    spec: Annotated[
+        AnySpec,
+        Field(description="the suggested transform; by default scattering2d of images, scattering1d of sounds, …"),
+    ] = ImageSpec()
     fit: Annotated[FitOptions, Field(description="how heads are fitted")] = FitOptions()
     limit: Annotated[
         int | None, Field(ge=1, description="use only this many samples, spread evenly over labels and splits")
     ] = None
 
+    @classmethod
+    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A Spec that names no transform means that of the reader's signals."""
+        transform, spec = _TRANSFORMS.get(str(values.get("reader"))), values.get("spec", {})
+        return values | {"spec": {"transform": transform} | spec} if transform and isinstance(spec, dict) else values
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if (self.csv is not None) != (self.reader == "csv"):
             raise ValueError("csv: the reader csv, and only that, needs csv.shape")
-        if self.arrays and self.reader != "arrays":
-            raise ValueError(f"arrays: is for the reader arrays, not {self.reader}")
+        check_arrays(self.reader, self.arrays, self.sample)
+        _check_sky(self)
+        _check_molecules(self)
+        timed = self.arrays is not None and self.arrays.signal_dims == ("time",)
+        check_audio(self.reader, self.audio, self.sample, timed=timed)
+        check_access(self.location, self.anonymous, self.index)
         if self.split.position and not self.sample.patches:
             raise ValueError("split.position: only patches have a position; set sample.patches")
         if self.labels and self.labels.companion and self.reader not in ("idx", "arrays"):
@@ -275,7 +271,7 @@ class Entry(Model):
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits of everything that decides which samples are read, and how; not of the prose."""
-        prose = {"title", "description", "licence", "citation", "homepage", "spec", "fit"}
+        prose = {"title", "description", "licence", "citation", "homepage", "anonymous", "spec", "fit"}
         return digest(self.model_dump(mode="json", exclude=prose))
 
     def prune(self, n: int) -> "Entry":
@@ -285,6 +281,31 @@ class Entry(Model):
         """
         values = self.model_dump(mode="json") | {"name": f"{self.name}-first{n}", "limit": n}
         return parse(Entry, values, f"{self.name} cut to {n} samples", EntryError)
+
+
+def _check_molecules(entry: Entry) -> None:
+    """Raise ValueError where the fields of an entry of molecules do not fit each other."""
+    if (entry.molecules is not None) != (entry.reader == "molecules"):
+        raise ValueError("molecules: the reader molecules, and only that, needs size, spacing and width of the grid")
+    if entry.molecules and (not entry.sample.exact or entry.sample.missing):
+        raise ValueError("sample: molecules.size is the size of all samples; leave sample out")
+
+
+def _check_sky(entry: Entry) -> None:
+    """Raise ValueError where the fields of a FITS entry do not fit each other."""
+    sky, sample = entry.sky, entry.sample
+    if sky is None:
+        return
+    if entry.reader != "sky":
+        raise ValueError(f"sky: is for the reader sky, not {entry.reader}")
+    if (sky.cutouts or sky.healpix) and not sample.exact:
+        raise ValueError("sky: cut-outs and tiles say their size themselves; leave sample.exact")
+    if (sky.mask or sky.weight) and not sample.missing:
+        raise ValueError("sky: masks and weights leave missing values; set sample.missing: true")
+    if (sky.mask or sky.weight) and sample.resize:
+        raise ValueError("sky: what is missing would spread when it is resampled; use crop or patches")
+    if sky.label and entry.labels:
+        raise ValueError("give one of labels and sky.label")
 
 
 def list_entries() -> list[Entry]:

@@ -7,11 +7,11 @@ letters take the colour of the page's text. No text of an archive enters a drawi
 import base64
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,8 @@ def png(pixels: NDArray[np.uint8]) -> str:
 def photograph(sample: np.ndarray, limits: tuple[float, float], most: int = 320) -> str:
     """Return a sample (y, x) or (channel, y, x) as a PNG, from black to white between ``limits``.
 
-    Three channels are red, green and blue; other numbers are averaged. Beyond ``most`` pixels it is thinned out.
+    Three channels are red, green and blue; other numbers are averaged. Beyond ``most`` pixels it is thinned out. What
+    is not finite is transparent.
     """
     low, high = limits
     step = -(-max(sample.shape[-2:]) // most)
@@ -51,8 +52,32 @@ def photograph(sample: np.ndarray, limits: tuple[float, float], most: int = 320)
     if values.ndim == 3 and len(values) != 3:
         values = values.mean(axis=0)
     scaled = np.clip((values - low) / max(high - low, np.finfo(float).tiny), 0, 1)
-    colours = np.broadcast_to(np.round(255 * scaled).astype(np.uint8), (3, *values.shape[-2:]))
+    there = np.isfinite(scaled)
+    colours = np.broadcast_to(np.round(255 * np.where(there, scaled, 0)).astype(np.uint8), (3, *values.shape[-2:]))
+    if not there.all():
+        opaque = np.broadcast_to(there.all(axis=0) if there.ndim == 3 else there, values.shape[-2:])
+        colours = np.concatenate([colours, np.uint8(255) * opaque[None]])
     return png(np.moveaxis(colours, 0, -1))
+
+
+def coloured(values: np.ndarray, limits: tuple[float, float], colours: str = COLOUR_MAP, *, log: bool = True) -> str:
+    """Return numbers (y, x) as a PNG, a pixel each, on a scale between ``limits``; not finite is transparent."""
+    return png(np.round(255 * colour_of(values, limits, colours, log=log)).astype(np.uint8))
+
+
+def colour_of(
+    values: np.ndarray, limits: tuple[float, float], colours: str = COLOUR_MAP, *, log: bool = True
+) -> NDArray[np.float64]:
+    """Return the colour of each number, (…, 4) in 0 … 1: on a scale between ``limits``; not finite is transparent."""
+    from matplotlib import colormaps
+
+    there = np.isfinite(values)
+    shown = np.where(there, values, limits[0]).astype(np.float64)
+    low, high = np.log(limits) if log else limits
+    scaled = ((np.log(np.maximum(shown, limits[0])) if log else shown) - low) / max(high - low, 1e-9)
+    found: NDArray[np.float64] = colormaps[colours](np.clip(scaled, 0, 1))
+    found[..., 3] = there
+    return found
 
 
 @dataclass(frozen=True)
@@ -146,7 +171,7 @@ def filter_bank(J: int, thetas: np.ndarray) -> str:
     shift = np.fft.fftshift
     phi = S.phi_hat()
     axes_hz = [shift(np.fft.fftfreq(n)) for n in phi.shape]
-    with _style() as figure_of:
+    with style() as figure_of:
         figure = figure_of((9.6, 7.2))
         top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1.25, 1)))
         plane, total = top.subplots(1, 2)
@@ -176,7 +201,7 @@ def filter_bank(J: int, thetas: np.ndarray) -> str:
             for ax, (title, spectrum, scale) in zip(row, filters, strict=False):
                 _in_space(ax, spectrum, scale)
                 ax.set_title(title, fontsize=9)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def energies(scales: np.ndarray, thetas: np.ndarray, by_class: list[tuple[np.ndarray, np.ndarray]]) -> str:
@@ -192,7 +217,7 @@ def energies(scales: np.ndarray, thetas: np.ndarray, by_class: list[tuple[np.nda
     """
     from matplotlib.ticker import LogFormatter
 
-    with _style() as figure_of:
+    with style() as figure_of:
         figure = figure_of((9.6, 3.6))
         left, right = figure.subplots(1, 2)
         for (quartiles, directions), colour, dash in zip(by_class, COLOURS, DASHES, strict=False):
@@ -216,7 +241,7 @@ def energies(scales: np.ndarray, thetas: np.ndarray, by_class: list[tuple[np.nda
         for ax in (left, right):
             ax.grid(alpha=0.25, linewidth=0.6)
             ax.spines[["top", "right"]].set_visible(False)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> str:
@@ -240,24 +265,67 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> str:
     return _data_address(buffer.getvalue())
 
 
+def predictions(true: np.ndarray, predicted: np.ndarray, unit: str, *, alone: bool = False) -> str:
+    """Draw what a regression predicts against the truth, and its errors, both (sample,) in ``unit``.
+
+    Returns SVG for the page, or, where the drawing stands ``alone``, a PNG data address with black letters.
+    """
+    name = f" ({unit})" if unit else ""
+    with style() as figure_of:
+        figure = figure_of((9.6, 4.2))
+        left, right = figure.subplots(1, 2)
+        ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+        left.plot(ends, ends, color=INK, linewidth=0.8, alpha=0.6)
+        figure.set_dpi(200)  # of the points, which are pixels: a thousand shapes would make the page slow
+        left.scatter(true, predicted, s=7, color=COLOURS[0], alpha=0.4, linewidths=0, rasterized=True)
+        right.hist(predicted - true, bins=60, color=COLOURS[0])
+        # A unit is any text: without this a dollar sign would start a formula.
+        left.set_xlabel(f"target{name}", parse_math=False)
+        left.set_ylabel(f"prediction{name}", parse_math=False)
+        right.set_xlabel(f"prediction − target{name}", parse_math=False)
+        right.set_ylabel("samples")
+        left.set_aspect("equal", adjustable="datalim")
+        left.locator_params(nbins=6)
+        for ax in (left, right):
+            ax.grid(alpha=0.25, linewidth=0.6)
+            ax.spines[["top", "right"]].set_visible(False)
+        if not alone:
+            return svg_of(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", facecolor="white", dpi=100)
+        return _data_address(buffer.getvalue())
+
+
+class Maker(Protocol):
+    """Makes figures; ``fixed`` where the axes say themselves where they stand."""
+
+    def __call__(self, size: tuple[float, float], *, fixed: bool = False) -> "Figure":
+        """Return a figure of so many inches."""
+
+
 @contextmanager
-def _style() -> "Iterator[Callable[[tuple[float, float]], Figure]]":
+def style(font_size: float = 10) -> Iterator[Maker]:
     """Plain axes in the page's own colour and letters; yields the maker of figures."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     settings: Any = dict.fromkeys(inked, INK)
-    settings |= {"svg.fonttype": "none", "svg.hashsalt": "scattercube", "font.size": 10, "axes.titlesize": 10.5}
+    settings |= {"svg.fonttype": "none", "svg.hashsalt": "scattercube", "font.size": font_size}
+    settings |= {"axes.titlesize": font_size + 0.5}
+
+    def maker(size: tuple[float, float], *, fixed: bool = False) -> Figure:
+        return Figure(size, layout=None if fixed else "constrained", facecolor="none")
+
     with rc_context(settings):
-        yield lambda size: Figure(size, layout="constrained", facecolor="none")
+        yield maker
 
 
 def _data_address(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def _svg(figure: "Figure") -> str:
+def svg_of(figure: "Figure") -> str:
     """Return the figure as an SVG element to stand in a page: no prologue, no metadata, no fixed size."""
     buffer = io.StringIO()
     for ax in figure.axes:

@@ -6,7 +6,7 @@ their dims, shapes, dtypes and attributes. An analyst needs nothing of this proj
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -14,19 +14,27 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from scattercube.kernels import Scattering2D
 from scattercube.pipeline.catalog import Entry
-from scattercube.pipeline.plan import Grid, Plan, extent
+from scattercube.pipeline.keys import Grid
+from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.sources import Listing
 from scattercube.pipeline.spec import Spec, digest
-from scattercube.pipeline.store import ABSENT, IDENTITY, OK, QUARANTINED
+from scattercube.pipeline.store import ABSENT, IDENTITY, OK, PARTIAL, QUARANTINED
+from scattercube.pipeline.transforms import Transform, output_units
 
-FORMAT = 1  # raised when a cube of the new code cannot be continued by the old
+FORMAT = 2  # raised when a cube of the new code cannot be continued by the old
 _STATUS = {
     "long_name": "state of the sample",
-    "flag_values": [OK, QUARANTINED, ABSENT],
-    "flag_meanings": "ok quarantined absent",
+    "flag_values": [OK, QUARANTINED, ABSENT, PARTIAL],
+    "flag_meanings": "ok quarantined absent partial",
 }
+_REFERENCES = {
+    "scattering2d": "Bruna and Mallat, Invariant scattering convolution networks, IEEE TPAMI 35 (2013), 1872-1886",
+    "scattering1d": "Andén and Mallat, Deep scattering spectrum, IEEE TSP 62 (2014), 4114-4128",
+    "time_frequency": "Andén, Lostanlen and Mallat, Joint time-frequency scattering, IEEE TSP 67 (2019), 3704-3718",
+    "solid_harmonic": "Eickenberg, Exarchakis, Hirn and Mallat, Solid harmonic wavelet scattering, NeurIPS 30 (2017)",
+}
+MOST_POSITIONS = 1 << 16  # values of a coordinate that only counts: of longer axes, the spacing says as much
 _DESCRIPTIONS = {
     "sample_id": "unique and stable name of the sample",
     "label": "class of the sample, from the catalogue entry",
@@ -38,14 +46,18 @@ _DESCRIPTIONS = {
 
 
 def chunk_template(entry: Entry, listing: Listing, plan: Plan) -> xr.Dataset:
-    """Describe the chunk store: ``signal`` (sample, [channel,] y, x) in the source's dtype, and ``status`` (sample)."""
-    columns = dict(listing.columns)
+    """Describe the chunk store: ``signal`` (sample, [channel,] …) in the reader's dtype, and ``status`` (sample)."""
+    layout, columns = listing.layout, dict(listing.columns)
     columns["source"] = np.array([f"{listing.uri}/{member}" for member in columns["member"]], dtype=object)
-    coords: dict[str, Any] = {name: ("sample", values, _sample_attrs(name)) for name, values in columns.items()}
-    if listing.channels:
-        coords["channel"] = ("channel", np.array(listing.channels, dtype=object))
-    for dim, size in zip(listing.dims[-2:], listing.shape[-2:], strict=True):
-        coords[dim] = (dim, np.arange(size, dtype=np.float64), {"units": "pixel", "long_name": f"{dim} in the sample"})
+    coords: dict[str, Any] = {name: ("sample", values, _sample_attrs(name, entry)) for name, values in columns.items()}
+    if layout.channels:
+        coords["channel"] = ("channel", np.array(layout.channels, dtype=object))
+    for dim, size, step, unit in zip(
+        layout.signal_dims, layout.signal_shape, layout.spacing, layout.units, strict=True
+    ):
+        if size <= MOST_POSITIONS:
+            attrs = {"units": unit, "long_name": f"{dim} in the sample"}
+            coords[dim] = (dim, np.arange(size, dtype=np.float64) * step, attrs)
     identity = {
         "format": FORMAT,
         "entry": entry.digest,
@@ -53,23 +65,25 @@ def chunk_template(entry: Entry, listing: Listing, plan: Plan) -> xr.Dataset:
         # Not its place: a copy elsewhere is the same archive.
         "archive": {name: value for name, value in listing.checksum.items() if name != "path"},
         "shape": list(plan.signal_shape),
-        "dtype": str(listing.dtype),
-        "grid": extent(plan.signal_grid),
+        "dtype": str(layout.dtype),
+        "spacing": list(layout.spacing),
+        "grid": plan.signal_grid.extent(),
     }
-    variables = _variables(
-        "signal", {"long_name": "sample as read"}, listing.dims, plan.signal_shape, listing.dtype, plan.signal_grid
-    )
+    about = {"long_name": "sample as read", "spacing": list(layout.spacing), "spacing_units": list(layout.units)}
+    arrays = {"signal": xr.Variable(plan.signal_dims, _nothing(layout.dtype, plan.signal_shape), about)}
     attrs = _provenance(entry, identity, f"ingested from {listing.uri}")
     attrs["input_checksums"] = json.dumps(listing.checksum, sort_keys=True)
     attrs["notes"] = "\n".join(listing.notes)
-    return xr.Dataset(variables, coords=coords, attrs=attrs)
+    return xr.Dataset(_cut(arrays, plan.signal_grid), coords=coords, attrs=attrs)
 
 
-def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan, transform: Scattering2D) -> xr.Dataset:
-    """Describe the feature cube: ``scattering`` (sample, [channel,] path, y, x) and ``status`` (sample), all labelled.
+def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan) -> xr.Dataset:
+    """Describe the feature cube: ``scattering`` (sample, [channel,] path, …) and ``status`` (sample), all labelled.
 
-    Every coordinate of a sample comes over from the chunk store, so the cube stands on its own.
+    Where values may be missing, ``coverage`` stands beside ``scattering``. Every coordinate of a sample comes over from
+    the chunk store, so the cube stands on its own.
     """
+    transform = plan.transform(spec)
     coords: dict[str, Any] = {
         str(name): ("sample", variable.values, variable.attrs)
         for name, variable in chunks.coords.items()
@@ -77,17 +91,13 @@ def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan, t
     }
     if "channel" in chunks.coords:
         coords["channel"] = ("channel", chunks["channel"].values)
-    for name, values in transform.paths.columns.items():
-        units, description = transform.paths.units[name], transform.paths.descriptions[name]
-        coords[name] = ("path", values, {"units": units, "long_name": description})
-    for dim, positions in zip(("y", "x"), transform.positions, strict=True):
-        coords[dim] = (dim, positions, {"units": "pixel", "long_name": f"{dim} of the coefficient, in input pixels"})
+    coords |= path_coordinates(transform) | position_coordinates(plan, transform)
     identity = {
         "format": FORMAT,
         "spec": spec.digest,
         "chunks": digest(json.loads(chunks.attrs[IDENTITY])),
         "shape": list(plan.feature_shape),
-        "grid": extent(plan.feature_grid),
+        "grid": plan.feature_grid.extent(),
     }
     attrs = _provenance(entry, identity, f"scattering of {chunks.attrs['title']}")
     attrs |= {
@@ -95,12 +105,40 @@ def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan, t
         "spec_digest": spec.digest,
         "filter_digest": transform.filter_digest,
         "input_checksums": chunks.attrs["input_checksums"],
-        "references": "Bruna and Mallat, Invariant scattering convolution networks, IEEE TPAMI 35 (2013), 1872-1886",
+        "references": _REFERENCES[spec.transform],
     }
-    dims = (*map(str, chunks["signal"].dims[1:-2]), "path", "y", "x")
+    nothing = _nothing(np.dtype(spec.dtype), plan.feature_shape)
     meaning = {"long_name": "scattering coefficient", "units": "unit of signal"}
-    variables = _variables("scattering", meaning, dims, plan.feature_shape, np.dtype(spec.dtype), plan.feature_grid)
-    return xr.Dataset(variables, coords=coords, attrs=attrs)
+    arrays = {"scattering": xr.Variable(plan.feature_dims, nothing, meaning)}
+    if plan.masked:
+        seen = {"long_name": "share of the coefficient's surroundings whose values were there", "units": "1"}
+        arrays["coverage"] = xr.Variable(plan.feature_dims, nothing, seen)
+    return xr.Dataset(_cut(arrays, plan.feature_grid), coords=coords, attrs=attrs)
+
+
+def path_coordinates(transform: Transform) -> dict[str, Any]:
+    """Return the labels of the coefficients."""
+    paths = transform.paths
+    return {
+        name: ("path", values, {"units": paths.units[name], "long_name": paths.descriptions[name]})
+        for name, values in paths.columns.items()
+    }
+
+
+def position_coordinates(plan: Plan, transform: Transform) -> dict[str, Any]:
+    """Return where coefficients lie along each dim behind ``path``, and which of them the border influences."""
+    coords: dict[str, Any] = {}
+    dims = plan.feature_dims[plan.feature_dims.index("path") + 1 :]
+    units = output_units(dims, plan.sampling_rate)
+    sizes = dict(zip(plan.signal_dims, plan.signal_shape, strict=True))
+    for dim, values in zip(dims, plan.positions(transform), strict=True):
+        coords[dim] = (dim, values, {"units": units[dim], "long_name": f"{dim} of the coefficient"})
+        if transform.halo is not None and dim in sizes:
+            positions = values * (plan.sampling_rate or 1)
+            seen = (positions < transform.halo) | (positions > sizes[dim] - 1 - transform.halo)
+            about = {"long_name": f"whether what lies beyond the border along {dim} may influence the coefficient"}
+            coords[f"{dim}_border"] = (dim, seen, about)
+    return coords
 
 
 def versions() -> dict[str, str]:
@@ -124,19 +162,30 @@ def _provenance(entry: Entry, identity: Mapping[str, Any], what: str) -> dict[st
     }
 
 
-def _sample_attrs(name: str) -> dict[str, str]:
+def _sample_attrs(name: str, entry: Entry) -> dict[str, str]:
+    if name == "target" and entry.labels and (table := entry.labels.table):
+        about = {"long_name": f"{table.target}, from the catalogue entry: what heads predict"}
+        return about | ({"units": table.unit} if table.unit else {})
     if name in ("y0", "x0"):
         return {"units": "pixel", "long_name": f"{name[0]} of the sample's first pixel in its image"}
     return {"long_name": _DESCRIPTIONS.get(name, f"{name}, from the catalogue entry")}
 
 
-def _variables(
-    name: str, attrs: Mapping[str, Any], dims: Sequence[str], shape: tuple[int, ...], dtype: np.dtype, grid: Grid
-) -> dict[str, xr.Variable]:
-    """One array cut along ``sample`` and its status, without contents."""
-    inner = shape[1:]
-    values = xr.Variable(("sample", *dims), np.broadcast_to(np.zeros((), dtype), shape), attrs)
-    values.encoding = {"chunks": (grid.chunk, *inner), "shards": (grid.shard, *inner)}
-    status = xr.Variable(("sample",), np.broadcast_to(np.uint8(), shape[:1]), _STATUS)
-    status.encoding = {"chunks": (grid.shard,)}  # one byte a sample: what is written at once is small enough to read
-    return {name: values, "status": status}
+def _nothing(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """An array that takes no memory, whose numbers are never read."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _cut(arrays: dict[str, xr.Variable], grid: Grid) -> dict[str, xr.Variable]:
+    """Say how arrays are cut, and add the status of their samples."""
+    shard, chunk = dict(zip(grid.dims, grid.shard, strict=True)), dict(zip(grid.dims, grid.chunk, strict=True))
+    for variable in arrays.values():
+        variable.encoding = {
+            "chunks": tuple(chunk.get(str(dim), size) for dim, size in variable.sizes.items()),
+            "shards": tuple(shard.get(str(dim), size) for dim, size in variable.sizes.items()),
+        }
+    (n_samples, *_), (at_once, *_) = grid.sizes, grid.shard
+    status = xr.Variable(("sample",), _nothing(np.dtype(np.uint8), (n_samples,)), _STATUS)
+    # One byte a sample: what is written at once is small enough to read. Of fields it is written last, at once.
+    status.encoding = {"chunks": (at_once if len(grid.dims) == 1 else n_samples,)}
+    return arrays | {"status": status}

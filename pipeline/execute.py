@@ -1,30 +1,25 @@
-"""The door to Dask, and the only loop of the project: run the keys of a stage, here or on a cluster.
+"""The only loop of the project: run the keys of a stage, here or on a cluster.
 
 ``run(stage, keys)`` without a client is the serial loop, the reference for the other. With a client, keys travel in
 groups through a bounded window, so that the scheduler's memory stays flat however many keys there are. Steps are
 idempotent, because a key may run more than once: a worker can die after it wrote and before it said so.
 """
 
-import contextlib
 import errno
-import logging
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from pydantic import Field, field_validator
 
-from scattercube.pipeline import gpus
 from scattercube.pipeline.blas import one_thread
-from scattercube.pipeline.errors import ChunkError, PlanError, ScattercubeError, SpecError
-from scattercube.pipeline.plan import ChunkKey
-from scattercube.pipeline.spec import Model, load_yaml, parse
+from scattercube.pipeline.errors import ChunkError, ScattercubeError
+from scattercube.pipeline.keys import ChunkKey, Keys
 from scattercube.pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -33,6 +28,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3
 TASK_SECONDS = 2.0  # a Dask task holds as many keys as take about this long
+_DONE, _WANTED, _BEGUN = range(3)
 WINDOW = 3  # tasks in flight per worker thread
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # trying again changes nothing
 
@@ -51,6 +47,8 @@ class StepEvent:
         How much went through, uncompressed.
     bad
         Quarantined records: sample_id, source, reason, message.
+    not_ok
+        Number and status of the samples that are not ok, where a sample is made by several keys.
     peak_nbytes
         The largest memory that the worker's process has had so far.
     """
@@ -64,6 +62,7 @@ class StepEvent:
     nbytes_out: int
     n_samples: int
     bad: tuple[dict[str, str], ...] = ()
+    not_ok: tuple[tuple[int, int], ...] = ()
     stage: str = ""
     attempt: int = 1
     worker: str = ""
@@ -93,13 +92,18 @@ class Stage:
         All keys, in order.
     step
         Runs one key and writes its shard; idempotent, and picklable with its parameters inside.
+    source, needs
+        The stage whose shards this one reads while it still runs, and which of its keys a key needs; none where all of
+        it must be there before.
     """
 
     name: str
     store: Store
     template: "Callable[[], xr.Dataset]"
-    keys: tuple[ChunkKey, ...]
+    keys: Keys
     step: Callable[[ChunkKey], StepEvent]
+    source: "Stage | None" = None
+    needs: Callable[[ChunkKey], Iterable[ChunkKey]] | None = None
 
 
 class Observer(Protocol):
@@ -123,10 +127,11 @@ class Silence:
         """Ignore it."""
 
 
-def run(
-    stage: Stage, keys: Sequence[ChunkKey], client: "Client | None" = None, observer: Observer | None = None
-) -> int:
+def run(stage: Stage, keys: Keys, client: "Client | None" = None, observer: Observer | None = None) -> int:
     """Run those of the given keys that the journal does not have, and journal each; return how many.
+
+    Where the stage has a ``source``, keys of that which they need and that are missing run before them, and meanwhile
+    others: one is read and decoded while another is computed.
 
     Raises
     ------
@@ -134,13 +139,14 @@ def run(
         A key failed. What was finished, in flight included, is in the journal, and the same call goes on from there.
     """
     watch = observer or Silence()
-    missing = stage.store.missing(keys)
-    finished = _serial(stage, missing) if client is None else _distributed(stage, missing, client)
+    work = _Work(stage, stage.store.missing(keys))
+    finished = _serial(work) if client is None else _distributed(work, client)
+    stores = {one.name: one.store for one in (stage, stage.source) if one is not None}
     count = 0
     for event in finished:
-        stage.store.record(asdict(event))
+        stores[event.stage].record(asdict(event))
         watch.step(event)
-        count += 1
+        count += event.stage == stage.name
     return count
 
 
@@ -189,9 +195,92 @@ def _lasting(failure: BaseException | None) -> bool:
     return False
 
 
-def _serial(stage: Stage, keys: Sequence[ChunkKey]) -> Iterator[StepEvent]:
-    for key in keys:
-        yield attempt(stage.name, stage.step, key)
+class _Work:
+    """What is left to do, in an order in which a key comes after those that it needs.
+
+    Parameters
+    ----------
+    stage, keys
+        What is wanted.
+    """
+
+    def __init__(self, stage: Stage, keys: Keys) -> None:
+        self.stage = stage
+        self._waiting, self._ready = keys, deque[ChunkKey]()
+        self._blocked: dict[ChunkKey, set[int]] = {}  # by key, what it needs that is not done
+        # Of every key of the source, whether it is wanted, under way, or done.
+        self._state = stage.source.store.missing(stage.source.keys).mask() if stage.source else bytearray()
+
+    def __len__(self) -> int:
+        """Keys of the stage that nobody has begun."""
+        return len(self._waiting) + len(self._ready) + len(self._blocked)
+
+    def next(self, most: Callable[[Stage], int]) -> tuple[Stage, tuple[ChunkKey, ...]] | None:
+        """Return the next keys of one stage, at most so many; none where all that is left needs what is under way."""
+        while not self._ready and self._waiting:
+            if group := self._sources_of_next(most):
+                assert self.stage.source is not None
+                return self.stage.source, group
+        if not self._ready:
+            return None
+        size = max(1, most(self.stage))
+        while len(self._ready) < size and self._waiting and not self._needs(self._waiting[0]):
+            self._ready.append(self._waiting[0])
+            self._waiting = self._waiting[1:]
+        return self.stage, tuple(self._ready.popleft() for _ in range(min(size, len(self._ready))))
+
+    def done(self, stage: str, key: str) -> None:
+        """Say that a key is in its store."""
+        if self.stage.source is None or stage != self.stage.source.name:
+            return
+        number = self._number(ChunkKey.parse(key))
+        self._state[number] = _DONE
+        for blocked, needs in list(self._blocked.items()):
+            needs.discard(number)
+            if not needs:
+                del self._blocked[blocked]
+                self._ready.append(blocked)
+
+    def _number(self, key: ChunkKey) -> int:
+        assert self.stage.source is not None
+        number = self.stage.source.keys.grid.number(key)
+        assert number is not None, f"{key} is no key of the stage {self.stage.source.name}"
+        return number
+
+    def _needs(self, key: ChunkKey) -> set[int]:
+        """The keys of the source that are not done and that a key needs, by number."""
+        if self.stage.needs is None:
+            return set()
+        return {number for need in self.stage.needs(key) if self._state[number := self._number(need)] != _DONE}
+
+    def _sources_of_next(self, most: Callable[[Stage], int]) -> tuple[ChunkKey, ...]:
+        """Let the next key wait for what it needs, and begin of that what nobody has; with it, that of the keys behind.
+
+        Nothing where it needs nothing, or what is under way.
+        """
+        group: list[int] = []
+        source = self.stage.source
+        while self._waiting:
+            key, self._waiting = self._waiting[0], self._waiting[1:]
+            if needs := self._needs(key):
+                self._blocked[key] = needs
+            else:
+                self._ready.append(key)
+            for number in sorted(number for number in needs if self._state[number] == _WANTED):
+                self._state[number] = _BEGUN
+                group.append(number)
+            if not group or (source is not None and len(group) >= most(source)):
+                break
+        return tuple(source.keys.grid.key(number) for number in group) if source else ()
+
+
+def _serial(work: _Work) -> Iterator[StepEvent]:
+    while (group := work.next(lambda _stage: 1)) is not None:
+        stage, keys = group
+        for key in keys:
+            event = attempt(stage.name, stage.step, key)
+            yield event
+            work.done(event.stage, event.key)
 
 
 def _attempt_group(
@@ -209,191 +298,78 @@ def _attempt_group(
 
 @dataclass
 class _Window:
-    """The keys that wait, and the groups in flight."""
+    """The groups in flight."""
 
     client: "Client"
-    stage: Stage
-    waiting: deque[ChunkKey]
-    groups: "dict[Future[Any], tuple[ChunkKey, ...]]" = field(default_factory=dict)
-    seconds_per_key: float = TASK_SECONDS
+    work: _Work
+    groups: "dict[Future[Any], tuple[Stage, tuple[ChunkKey, ...]]]" = field(default_factory=dict)
+    seconds_per_key: dict[str, float] = field(default_factory=dict)
 
-    def submit(self, size: int | None = None) -> "Future[Any]":
+    def fill(self) -> "Iterator[Future[Any]]":
+        """Submit what comes next, until enough is in flight."""
         threads = max(1, sum(self.client.nthreads().values()))
-        # The last groups are small, so that workers end together.
-        fair = max(1, len(self.waiting) // (WINDOW * threads))
-        wanted = size or min(fair, max(1, round(TASK_SECONDS / max(self.seconds_per_key, 1e-3))))
-        group = tuple(self.waiting.popleft() for _ in range(min(wanted, len(self.waiting))))
-        future = self.client.submit(_attempt_group, self.stage.name, self.stage.step, group, pure=False)
-        self.groups[future] = group
+        while len(self.groups) < WINDOW * threads:
+            group = self.work.next(lambda stage: self._size(stage, threads))
+            if group is None:
+                return
+            yield self.submit(*group)
+
+    def _size(self, stage: Stage, threads: int) -> int:
+        """As many keys as take about as long as a task should; the last groups are small, so that workers end together.
+
+        How long one takes is known once one is done.
+        """
+        if stage.name not in self.seconds_per_key:
+            return 1
+        fair = max(1, len(self.work) // (WINDOW * threads))
+        return min(fair, max(1, round(TASK_SECONDS / max(self.seconds_per_key[stage.name], 1e-3))))
+
+    def submit(self, stage: Stage, group: tuple[ChunkKey, ...]) -> "Future[Any]":
+        """Send a group of keys to a worker."""
+        future = self.client.submit(_attempt_group, stage.name, stage.step, group, pure=False)
+        self.groups[future] = (stage, group)
         return future
 
+    def learn(self, events: Sequence[StepEvent]) -> None:
+        """Remember how long keys take, and that they are done."""
+        for event in events:
+            self.work.done(event.stage, event.key)
+        if events:
+            seconds = sum(e.read_s + e.compute_s + e.write_s for e in events) / len(events)
+            self.seconds_per_key[events[0].stage] = seconds
 
-def _distributed(stage: Stage, keys: Sequence[ChunkKey], client: "Client") -> Iterator[StepEvent]:
+
+def _distributed(work: _Work, client: "Client") -> Iterator[StepEvent]:
     from distributed import KilledWorker, as_completed
 
-    window = _Window(client, stage, deque(keys))
-    threads = max(1, sum(client.nthreads().values()))
-    # A future that is kept is computed again when its worker dies. Without its loop, the latest client's would serve.
-    stream = as_completed([window.submit(1) for _ in range(min(len(keys), WINDOW * threads))], loop=client.loop)
+    window = _Window(client, work)
     problem: ChunkError | None = None
-    suspects: list[ChunkKey] = []
-    for future in stream:
-        group = window.groups.pop(future)
-        try:
-            events, failure = future.result()
-        except KilledWorker:  # whatever else the worker had is as suspect as the key that is to blame
-            events, failure = [], None
-            suspects.extend(group)
-        yield from events
-        if events:
-            window.seconds_per_key = sum(e.read_s + e.compute_s + e.write_s for e in events) / len(events)
-        problem = problem or failure
-        if problem is None and window.waiting:
-            stream.add(window.submit())
-    for key in suspects:  # each with all workers to itself
-        window.waiting.appendleft(key)
-        try:
-            events, failure = window.submit(1).result()
-        except KilledWorker as death:
-            events, failure = [], ChunkError(f"{stage.name} {key}: its worker died each time it ran: {death}")
-        window.groups.clear()
-        yield from events
-        problem = problem or failure
+    while problem is None and (first := list(window.fill())):
+        suspects: list[tuple[Stage, ChunkKey]] = []
+        # A future that is kept is computed again when its worker dies. Without its loop, the latest client's would do.
+        stream = as_completed(first, loop=client.loop)
+        del first
+        for future in stream:
+            stage, group = window.groups.pop(future)
+            try:
+                events, failure = future.result()
+            except KilledWorker:  # whatever else the worker had is as suspect as the key that is to blame
+                events, failure = [], None
+                suspects.extend((stage, key) for key in group)
+            yield from events
+            window.learn(events)
+            problem = problem or failure
+            if problem is None:
+                for more in window.fill():
+                    stream.add(more)
+        for stage, key in suspects:  # each with all workers to itself
+            try:
+                events, failure = window.submit(stage, (key,)).result()
+            except KilledWorker as death:
+                events, failure = [], ChunkError(f"{stage.name} {key}: its worker died each time it ran: {death}")
+            window.groups.clear()
+            yield from events
+            window.learn(events)
+            problem = problem or failure
     if problem is not None:
         raise problem
-
-
-class Cluster(Model):
-    """Where steps run: a YAML file under ``deploy/clusters``."""
-
-    kind: Annotated[
-        Literal["local", "cuda", "address"],
-        Field(description="`local` processes, `cuda` one worker a GPU, or the `address` of a running scheduler"),
-    ] = "local"
-    workers: Annotated[int | None, Field(ge=1, description="processes; default one a core, or one a GPU")] = None
-    threads: Annotated[int, Field(ge=1, description="keys at a time in one worker")] = 1
-    memory: Annotated[
-        str | None, Field(description="limit of one worker, for example 4GiB; default an equal share")
-    ] = None
-    devices: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...] | None,
-        Field(min_length=1, strict=False, description="cuda only: GPUs to use, as CUDA counts them; default all"),
-    ] = None
-    device_memory_limit: Annotated[
-        str | None, Field(description="cuda only: device memory of one worker, for example 60GiB; default all")
-    ] = None
-    rmm_pool: Annotated[
-        str | None, Field(description="cuda only: device memory that RMM takes at the start, for example 40GiB")
-    ] = None
-    address: Annotated[str | None, Field(description="address only: for example tls://scheduler:8786")] = None
-
-    @field_validator("memory", "rmm_pool", "device_memory_limit")
-    @classmethod
-    def _is_a_size(cls, text: str | None) -> str | None:
-        if text is not None:
-            parsed_nbytes(text)
-        return text
-
-    @property
-    def device(self) -> Literal["cpu", "cuda"]:
-        """Where the kernels of a step run."""
-        return "cuda" if self.kind == "cuda" else "cpu"
-
-    @property
-    def n_workers(self) -> int:
-        """Processes of a local cluster."""
-        return len(gpus.chosen(self)) if self.kind == "cuda" else self.workers or machine()[0]
-
-    def worker_nbytes(self) -> int | None:
-        """The memory that one worker may use for its keys; None where only the far end knows."""
-        if self.kind == "address" and self.memory is None:
-            return None
-        limit = machine()[1] // self.n_workers if self.memory is None else parsed_nbytes(self.memory)
-        return max(0, limit - gpus.CUDA_NBYTES) if self.kind == "cuda" else limit
-
-
-def parsed_nbytes(text: str) -> int:
-    """Read a size like ``4GiB``."""
-    from dask.utils import parse_bytes
-
-    return int(parse_bytes(text))
-
-
-def machine() -> tuple[int, int]:
-    """Return the cores and the bytes of memory that this process may use, the limits of its control group included."""
-    from dask.system import CPU_COUNT
-    from distributed.system import MEMORY_LIMIT
-
-    return int(CPU_COUNT), int(MEMORY_LIMIT)
-
-
-def load_cluster(path: Path) -> Cluster:
-    """Read a cluster file. Raises SpecError, naming the field."""
-    cluster = parse(Cluster, load_yaml(path, SpecError), str(path), SpecError)
-    if (cluster.kind == "address") != (cluster.address is not None):
-        raise SpecError(f"{path}: `address` goes with `kind: address`, and only there")
-    if problem := gpus.contradiction(cluster, parsed_nbytes):
-        raise SpecError(f"{path}: {problem}")
-    return cluster
-
-
-def refuse_without_device(cluster: Cluster) -> None:
-    """Raise PlanError, saying what is missing, when a cluster needs a GPU that this machine does not have."""
-    if cluster.kind == "cuda" and (problem := gpus.problem(cluster)):
-        raise PlanError(f"cluster kind cuda: {problem}")
-
-
-@contextlib.contextmanager
-def connect(cluster: Cluster) -> "Iterator[Client]":
-    """Start or reach a cluster; yield its client, and close what was started, with a time limit.
-
-    Raises
-    ------
-    PlanError
-        No scheduler answers at the address.
-    """
-    import dask
-    from distributed import Client
-
-    # Every worker that comes and goes is news to Dask, not to whoever watches a run.
-    logging.getLogger("distributed").setLevel(logging.WARNING)
-    if cluster.kind == "address":
-        try:
-            reached = Client(cluster.address, timeout=20)
-        except (OSError, ValueError) as failure:
-            raise PlanError(
-                f"cluster address {cluster.address}: no Dask scheduler answers there: {failure}"
-            ) from failure
-        with reached:
-            yield reached
-        return
-    # A worker that dies is started again; Dask's cluster would miss it for 15 s, and then drop it for good.
-    settings = gpus.settings(cluster, parsed_nbytes) | {"distributed.deploy.lost-worker-timeout": "1 day"}
-    with dask.config.set(settings):
-        started = _start(cluster)
-        client = Client(started)
-        try:
-            yield client
-        finally:
-            # After a worker's death a cluster may never finish closing; its processes end with ours in any case.
-            for what in (client, started):
-                with contextlib.suppress(TimeoutError):
-                    what.close(timeout=20)
-
-
-def _start(cluster: Cluster) -> Any:
-    options: dict[str, Any] = {
-        "n_workers": cluster.n_workers,
-        "threads_per_worker": cluster.threads,
-        "host": "127.0.0.1",
-        "dashboard_address": "127.0.0.1:0",  # any free port, for this machine only
-    }
-    if cluster.memory is not None:
-        options["memory_limit"] = cluster.memory
-    if cluster.kind == "local":
-        from distributed import LocalCluster
-
-        return LocalCluster(**options)
-    from dask_cuda import LocalCUDACluster
-
-    return LocalCUDACluster(**options, **gpus.options(cluster))

@@ -5,85 +5,166 @@ one computed, one encoded and written, and arrays travel meanwhile. The same cod
 """
 
 import threading
-from functools import lru_cache, partial
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from scattercube.kernels import Scattering2D
 from scattercube.kernels.device import through
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.execute import Stage, StepEvent, bad_record
+from scattercube.pipeline.keys import ChunkKey
 from scattercube.pipeline.places import Places
-from scattercube.pipeline.plan import ChunkKey, Plan, scattering
+from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.spec import Spec
-from scattercube.pipeline.store import OK, QUARANTINED, Store, open_cube
+from scattercube.pipeline.store import OK, PARTIAL, QUARANTINED, Store
+from scattercube.pipeline.tiles import Axis, Index, gather
+from scattercube.pipeline.transforms import least_coverage, with_gaps
 
 PART_NBYTES = 64 << 20  # of features: a shard that has more is computed in parts, which overlap on a device
 
 _building = threading.Lock()  # where several threads of a worker need the filters first
+# Keys of one worker overlap, so that one is read or written while another is computed; two that are computed would
+# share what is meant for one. On a GPU the device takes them in turn.
+_computing = threading.Lock()
 
 
-def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Literal["cpu", "cuda"]) -> Stage:
-    """Describe the stage: chunk store in, ``scattering`` and ``status`` out. The chunk store must be published."""
+def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Literal["cpu", "cuda"], source: Stage) -> Stage:
+    """Describe the stage: chunk store in, ``scattering`` and ``status`` out.
+
+    Keys run as soon as ``source``, the first stage, has what they need; only of fields must it be complete, because
+    the state of a sample is known then.
+    """
     from scattercube.pipeline.cube import feature_template  # xarray: not for workers
 
     chunks, cube = Store(places.chunks), Store(places.cube)
-    shape = (plan.signal_shape[-2], plan.signal_shape[-1])
+    is_field = len(plan.signal_grid.dims) > 1
     return Stage(
         name="extract",
         store=cube,
-        template=lambda: feature_template(open_cube(places.chunks), entry, spec, plan, scattering(spec, shape)),
+        template=lambda: feature_template(source.template(), entry, spec, plan),
         keys=plan.feature_grid.keys,
         step=partial(_step, chunks, cube, plan, spec, device),
+        source=None if is_field else source,
+        needs=None if is_field else partial(needed, plan),
     )
 
 
-@lru_cache(maxsize=4)
-def _transform(spec: Spec, shape: tuple[int, int]) -> Scattering2D:
-    """Filters are rebuilt once in each worker process: they never travel."""
-    return scattering(spec, shape)
+def needed(plan: Plan, key: ChunkKey) -> Iterator[ChunkKey]:
+    """Yield the keys of the first stage that hold what a key of this one reads."""
+    grid, region = plan.signal_grid, plan.feature_grid.region(key)
+    axes = dict(zip(plan.signal_dims[-len(plan.axes) :], plan.axes, strict=True)) if plan.axes else {}
+    touched = []
+    for dim, shard in zip(grid.dims, grid.shard, strict=True):
+        if dim in axes:
+            index = _index(axes[dim], region[dim])
+            first, last = int(index[index >= 0].min()), int(index.max())
+        else:
+            first, last = region[dim].start, region[dim].stop - 1
+        touched.append(range(first // shard * shard, last + 1, shard))
+    for starts in product(*touched):
+        yield ChunkKey(tuple(zip(grid.dims, starts, strict=True)))
 
 
 def _step(
     chunks: Store, cube: Store, plan: Plan, spec: Spec, device: Literal["cpu", "cuda"], key: ChunkKey
 ) -> StepEvent:
-    """Scatter one shard. Rows whose sample is not ok are NaN."""
+    """Scatter one shard: some samples, or a tile of one. Rows whose sample is not ok are NaN."""
     begin = perf_counter()
     region = plan.feature_grid.region(key)
-    signal, status = chunks.read("signal", region), chunks.read("status", region)
+    samples = region["sample"]
+    status = chunks.read("status", samples)
+    signal = _surroundings(chunks, plan, region) if plan.axes else chunks.read("signal", samples)
     reading = perf_counter()
     with _building:
-        transform = _transform(spec, (plan.signal_shape[-2], plan.signal_shape[-1]))
-    bad: tuple[dict[str, str], ...] = ()
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is quarantined
+        transform = plan.transform(spec)  # filters are built once in each worker process: they never travel
+    turn = _computing if device == "cpu" else nullcontext()
+    with turn, np.errstate(over="ignore", invalid="ignore"):  # what overflows is quarantined
+        waited = perf_counter() - reading
         images = signal.astype(spec.dtype, copy=False)
-        usable = np.flatnonzero((status == OK) & _finite(images))
-        features = np.full((len(signal), *plan.feature_shape[1:]), np.nan, spec.dtype)
-        at_once = max(1, PART_NBYTES // features[0].nbytes)
+        usable = np.flatnonzero((status == OK) & (plan.masked | _finite(images)))
+        behind = plan.feature_dims.index("path") + 1
+        dims = zip(plan.feature_dims[behind:], plan.feature_shape[behind:], strict=True)
+        outputs = [region.get(dim, slice(0, size)) for dim, size in dims]
+        shape = (len(signal), *plan.feature_shape[1:behind], *(part.stop - part.start for part in outputs))
+        arrays = [np.full(shape, np.nan, spec.dtype) for _ in range(1 + plan.masked)]
+        at_once = max(1, PART_NBYTES // arrays[0][0].nbytes)
         parts = [usable[start : start + at_once] for start in range(0, len(usable), at_once)]
-        for part, found in zip(parts, through(transform, (images[part] for part in parts), device), strict=True):
-            features[part] = found
-    lost = np.flatnonzero((status == OK) & ~_finite(features))
-    if len(lost):
-        rows = {name: chunks.read(name, region) for name in ("sample_id", "source")}
-        message = f"values too large for {spec.dtype}: the transform of this sample is not finite"
-        bad = tuple(bad_record(rows, index, "non-finite", message) for index in lost.tolist())
-        status[lost], features[lost] = QUARANTINED, np.nan
+        cut = [axis.tiles(part.stop - part.start) for axis, part in zip(plan.axes, outputs, strict=False)]
+        tiles = [tuple(zip(*tile, strict=True)) or ((), ()) for tile in product(*cut)]
+        work = [(part, *tile) for part in parts for tile in tiles]
+        pieces = (images[(part, Ellipsis, *where)] for part, where, _ in work)
+        found: Iterator[tuple[np.ndarray, ...]]
+        if plan.masked:
+            margins = [axis.margin for axis in plan.axes]
+            found = (with_gaps(transform, spec, piece, margins, device) for piece in pieces)
+        else:
+            found = ((result,) for result in through(transform, pieces, device))
+        for (part, _, where), results in zip(work, found, strict=True):
+            size: Any = (Ellipsis, *(slice(0, out.stop - out.start) for out in where))
+            for array, result in zip(arrays, results, strict=True):
+                array[(part, Ellipsis, *where)] = result[size]
+    features = arrays[0]
+    bad = _judge(chunks, samples, status, features, arrays[1] if plan.masked else None, spec)
     computing = perf_counter()
-    digest = cube.write(key, {"scattering": features, "status": status})
+    is_field = len(plan.feature_grid.dims) > 1
+    written = dict(zip(("scattering", "coverage"), arrays, strict=False)) | ({} if is_field else {"status": status})
+    digest = cube.write(key, written)
     return StepEvent(
         key=str(key),
         digest=digest,
         read_s=reading - begin,
-        compute_s=computing - reading,
+        compute_s=computing - reading - waited,
         write_s=perf_counter() - computing,
         nbytes_in=signal.nbytes,
-        nbytes_out=features.nbytes,
+        nbytes_out=sum(array.nbytes for array in arrays),
         n_samples=len(signal),
         bad=bad,
+        not_ok=tuple((samples.start + i, int(status[i])) for i in np.flatnonzero(status).tolist()) if is_field else (),
     )
+
+
+def _index(axis: Axis, outputs: slice | None) -> Index:
+    """Which values of a field some outputs of an axis need; all of them where it is not cut."""
+    first, stop = (outputs.start, outputs.stop) if outputs else (0, axis.total)
+    return axis.index(first, -(-(stop - first) // axis.n_out))
+
+
+def _surroundings(chunks: Store, plan: Plan, region: Mapping[str, slice]) -> np.ndarray:
+    """Read what the outputs of a region see: their values, the halo around them, and what lies beyond the border."""
+    dims = plan.signal_dims[-len(plan.axes) :]
+    indices = [_index(axis, region.get(dim)) for dim, axis in zip(dims, plan.axes, strict=True)]
+
+    def read(window: tuple[slice, ...]) -> np.ndarray:
+        return chunks.read("signal", {"sample": region["sample"], **dict(zip(dims, window, strict=True))})
+
+    return gather(read, indices)
+
+
+def _judge(
+    chunks: Store,
+    samples: slice,
+    status: np.ndarray,
+    features: np.ndarray,
+    coverage: np.ndarray | None,
+    spec: Spec,
+) -> tuple[dict[str, str], ...]:
+    """Mark and name samples whose coefficients are no numbers; where coverage is too little, that is what they are."""
+    lost = ~np.isfinite(features)
+    if coverage is not None:
+        status[(status == OK) & ~_finite(features)] = PARTIAL
+        lost &= coverage >= least_coverage(spec)
+    lost = np.flatnonzero((status != QUARANTINED) & lost.any(axis=tuple(range(1, lost.ndim))))
+    if not len(lost):
+        return ()
+    rows = {name: chunks.read(name, samples) for name in ("sample_id", "source")}
+    message = f"values too large for {spec.dtype}: the transform of this sample is not finite"
+    status[lost], features[lost] = QUARANTINED, np.nan
+    return tuple(bad_record(rows, index, "non-finite", message) for index in lost.tolist())
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,7 @@ LOG_FRACTION = 1e-3  # ε of a path, as a fraction of its mean over the training
 BLOCK_VALUES = 1 << 21  # rows are taken in blocks of about this many values, so that temporaries stay small
 WIDE = 2  # with more than so many features a sample, heads are fitted in the samples' own space
 BLOCK_SAMPLES = 1024  # samples read at once from a store that does not say how it is cut
+FIELD_FEATURES = 1 << 24  # a sample with more is a field: no head is fitted to so many
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 N_STATISTICS = 6 + len(QUANTILES)
 
@@ -138,13 +140,19 @@ def flatten(block: np.ndarray) -> np.ndarray:
     return block.reshape(len(block), -1)
 
 
-def pixel_statistics(signal: np.ndarray) -> np.ndarray:
-    """Describe samples (sample, [channel,] y, x) by the histogram of their pixels: (sample, statistic) float32.
+def pixel_statistics(signal: np.ndarray, n_axes: int = 2) -> np.ndarray:
+    """Describe samples (sample, [channel,] …) of ``n_axes`` axes by their histogram: (sample, statistic) float32.
 
     Mean, standard deviation, skewness, excess kurtosis, minimum, maximum and quantiles, by channel. They know nothing
-    of where a pixel is: what scattering adds to them is structure.
+    of where a pixel is: what scattering adds to them is structure. Values that are missing are left out.
     """
-    ordered = np.sort(signal.reshape(*signal.shape[:-2], -1), axis=-1)  # in the signal's own type, for speed
+    values = signal.reshape(*signal.shape[:-n_axes], -1)
+    there = np.isfinite(values) if values.dtype.kind == "f" else np.True_
+    if not there.all():
+        lines, finite = (array.reshape(-1, values.shape[-1]) for array in (values, there))
+        rows = [pixel_statistics(line[kept][None], 1) for line, kept in zip(lines, finite, strict=True)]
+        return np.concatenate(rows).reshape(len(signal), -1)
+    ordered = np.sort(values, axis=-1)  # in the signal's own type, for speed
     mean = ordered.mean(axis=-1, dtype=np.float64)
     deviations = ordered - mean[..., None]
     squares = np.square(deviations)
@@ -157,6 +165,27 @@ def pixel_statistics(signal: np.ndarray) -> np.ndarray:
     shape = [third / safe**1.5, np.where(variance > 0, fourth / safe**2 - 3, 0.0)]
     columns = [mean, np.sqrt(variance), *shape, ordered[..., 0], ordered[..., -1], *quantiles]
     return np.stack(columns, axis=-1).reshape(len(signal), -1).astype(np.float32)
+
+
+def statistics_name(variable: "xr.DataArray") -> str:
+    """Say what statistics of signals are about."""
+    about = {"time": "amplitude", "z": "voxel"}
+    return f"{next((about[str(dim)] for dim in variable.dims if str(dim) in about), 'pixel')} statistics"
+
+
+def thin(variable: "xr.DataArray", most_nbytes: int = 64 << 20) -> "xr.DataArray":
+    """Leave of very large samples every k-th value along each of their axes, so that memory is bounded; lazily."""
+    dims = [dim for dim in variable.dims if dim not in ("sample", "channel")]
+    sample_nbytes = variable.nbytes // max(1, variable.sizes["sample"])
+    step = max(1, ceil((sample_nbytes / most_nbytes) ** (1 / len(dims))))
+    return variable if step == 1 else variable.isel({dim: slice(None, None, step) for dim in dims})
+
+
+def is_cut_inside(variable: "xr.DataArray") -> bool:
+    """Whether a store cuts a variable along other dims than ``sample``: its samples are fields then."""
+    cut = variable.encoding.get("shards") or variable.encoding.get("chunks") or variable.shape
+    sizes = zip(variable.dims, cut, variable.shape, strict=True)
+    return any(part < size for dim, part, size in sizes if dim not in ("sample", "channel", "path"))
 
 
 def matrix(

@@ -1,9 +1,10 @@
-"""Third stage: fit heads to a feature cube, and score them beside simple statistics of the pixels and beside chance."""
+"""Third stage: fit heads to a feature cube, and score them beside statistics of the signals and beside chance."""
 
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,19 +21,14 @@ from scattercube.pipeline.features import (
     pixel_statistics,
     refuse_what_does_not_fit,
     sample_blocks,
+    statistics_name,
+    thin,
 )
-from scattercube.pipeline.heads import (
-    HEADS,
-    FittedHead,
-    Trained,
-    check_layout,
-    classify,
-    load_head,
-    scores,
-    train,
-)
+from scattercube.pipeline.fitted import FittedHead, check_layout, load_head
+from scattercube.pipeline.heads import HEADS, Trained, train
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.protocol import Protocol, choose_protocol
+from scattercube.pipeline.scoring import Task
 from scattercube.pipeline.spec import digest
 from scattercube.pipeline.store import open_cube, replace_file
 
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
 
     from scattercube.pipeline.catalog import FitOptions
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def fit(places: Places, options: "FitOptions", input_digest: str) -> FitResult:
     Raises
     ------
     PlanError
-        The feature matrix does not fit into memory, or a head is unknown.
+        The feature matrix does not fit into memory, a head is unknown, or none of them does what is asked.
     StoreError
         The cube is not there, damaged, or not made from the chunk store beside it.
     """
@@ -97,12 +93,13 @@ def fit(places: Places, options: "FitOptions", input_digest: str) -> FitResult:
 
 
 def apply(head_folder: Path, cube_path: Path) -> "xr.Dataset":
-    """Classify every sample of a cube with a saved head.
+    """Classify every sample of a cube with a saved head, or predict its number.
 
     Returns
     -------
-    A Dataset with ``predicted_label`` (sample), empty where a sample is not ok, ``decision`` (sample, class) and the
-    cube's own coordinates of its samples.
+    A Dataset with ``predicted_label`` (sample), empty where a sample is not ok, and ``decision`` (sample, class); or
+    ``predicted_target`` (sample) float64, NaN where a sample is not ok. With them the cube's own coordinates of its
+    samples.
 
     Raises
     ------
@@ -116,6 +113,12 @@ def apply(head_folder: Path, cube_path: Path) -> "xr.Dataset":
     head, cube = load_head(head_folder), open_cube(cube_path)
     check_layout(head, cube, str(cube_path))
     features = cube["scattering"]
+    coords = {name: coord for name, coord in cube.coords.items() if coord.dims == ("sample",)}
+    attrs = {"title": cube.attrs.get("title", ""), "head": json.dumps(dict(head.origin), ensure_ascii=False)}
+    if head.regresses:
+        numbers = np.concatenate([head.estimate(features[rows].values) for rows in sample_blocks(features)])
+        about = {"long_name": f"number that {head.name} predicts"} | ({"units": head.unit} if head.unit else {})
+        return xr.Dataset({"predicted_target": ("sample", numbers, about)}, coords=coords, attrs=attrs)
     labels = np.full(features.sizes["sample"], "", dtype=object)
     decision = np.full((len(labels), len(head.classes)), np.nan, np.float32)
     for rows in sample_blocks(features):
@@ -125,9 +128,8 @@ def apply(head_folder: Path, cube_path: Path) -> "xr.Dataset":
             "predicted_label": ("sample", labels, {"long_name": f"class with the largest decision value, {head.name}"}),
             "decision": (("sample", "class"), decision, {"long_name": f"decision value, {head.name}", "units": "1"}),
         },
-        coords={name: coord for name, coord in cube.coords.items() if coord.dims == ("sample",)}
-        | {"class": np.array(head.classes, dtype=object)},
-        attrs={"title": cube.attrs.get("title", ""), "head": json.dumps(dict(head.origin), ensure_ascii=False)},
+        coords=coords | {"class": np.array(head.classes, dtype=object)},
+        attrs=attrs,
     )
 
 
@@ -141,15 +143,21 @@ def _head(places: Places, name: str) -> Path:
 
 
 def _fit(places: Places, cube: "xr.Dataset", protocol: Protocol, options: "FitOptions") -> dict[str, Any]:
-    """Fit, save and score heads on the features; score the same heads on pixel statistics."""
-    begin, chunks, layout = perf_counter(), open_cube(places.chunks), Layout.of(cube)
+    """Fit, save and score heads on the features; score the same heads on simple statistics of the signals."""
+    begin, chunks, layout, task = perf_counter(), open_cube(places.chunks), Layout.of(cube), Task.of(protocol)
+    names = [name for name in options.heads if name in task.heads]
+    if not names:
+        raise PlanError(f"fit.heads: {', '.join(options.heads)} cannot predict a number; {', '.join(task.heads)} can")
+    notes = [*protocol.notes]
+    notes += [f"the head {name} tells classes and is left out" for name in options.heads if name not in task.heads]
     refuse_what_does_not_fit(len(protocol.samples), layout.n_features, copies=protocol.kind == "folds")
     if not np.array_equal(cube["sample_id"].values, chunks["sample_id"].values):
         raise StoreError(f"{places.cube}: its samples are not those of {places.chunks}; remove the cube and run again")
 
     X = matrix(cube["scattering"], protocol.samples, layout.n_features, flatten)
     seconds = {"read": perf_counter() - begin}
-    heads, scaling, refit = _evaluate(X, layout.groups, protocol, options.heads, refit=True)
+    groups = layout.groups if task.logs else np.full(layout.n_features, -1)
+    heads, scaling, refit = _evaluate(X, groups, protocol, names, refit=True)
     seconds |= {name: sum(one["seconds"]) for name, one in heads.items()}
     del X
     origin = {
@@ -157,8 +165,9 @@ def _fit(places: Places, cube: "xr.Dataset", protocol: Protocol, options: "FitOp
         "spec_digest": layout.spec_digest,
         "fitted_on": "the training part of the split"
         if protocol.kind == "split"
-        else "all labelled samples, after scoring by folds",
+        else f"all {'samples with a target' if protocol.regresses else 'labelled samples'}, after scoring by folds",
     }
+    unit = str(cube["target"].attrs.get("units", "")) if protocol.regresses else ""
     for name, trained in refit.items():
         head = FittedHead(
             name=name,
@@ -167,38 +176,44 @@ def _fit(places: Places, cube: "xr.Dataset", protocol: Protocol, options: "FitOp
             scaling=scaling,
             layout=layout,
             origin={**origin, "parameter": trained.parameter, "value": trained.value, "notes": trained.notes},
+            unit=unit,
         )
         head.save(_head(places, name))
 
     begin_baseline = perf_counter()
-    signal = chunks["signal"]
+    whole, signal = chunks["signal"], thin(chunks["signal"])
+    if signal.size < whole.size:
+        step = -(-whole.shape[-1] // signal.shape[-1])
+        notes.append(f"{statistics_name(signal)} are of one value in {step} along each axis, because samples are large")
     n_statistics = N_STATISTICS * signal.sizes.get("channel", 1)
-    statistics = matrix(signal, protocol.samples, n_statistics, pixel_statistics)
+    n_axes = signal.ndim - 1 - ("channel" in signal.dims)
+    statistics = matrix(signal, protocol.samples, n_statistics, partial(pixel_statistics, n_axes=n_axes))
     no_logs = np.full(n_statistics, -1)
-    baseline, _, _ = _evaluate(statistics, no_logs, protocol, options.heads, refit=False)
+    baseline, _, _ = _evaluate(statistics, no_logs, protocol, names, refit=False)
     seconds["baseline"] = perf_counter() - begin_baseline
     seconds["total"] = perf_counter() - begin
 
-    tested = protocol.codes[protocol.tested]
-    majority = int(np.bincount(protocol.codes[protocol.parts[0].train]).argmax())
     document: dict[str, Any] = {
+        "task": task.name,
         "classes": protocol.classes,
+        "unit": unit,
         "n_features": layout.n_features,
+        "statistics": statistics_name(signal),
         "protocol": {
             "kind": protocol.kind,
-            "n_samples": len(protocol.codes),
-            "n_test": len(tested),
+            "n_samples": len(protocol.truth),
+            "n_test": len(protocol.tested),
             "n_folds": len(protocol.parts) if protocol.kind == "folds" else 0,
             "seed": options.seed,
-            "notes": protocol.notes,
+            "notes": notes,
         },
         "heads": {name: {key: value for key, value in one.items() if key != "seconds"} for name, one in heads.items()},
         "baseline": {
             name: {key: value for key, value in one.items() if key != "seconds"} for name, one in baseline.items()
         },
-        "chance": {"label": protocol.classes[majority], "accuracy": float(np.mean(tested == majority))},
+        "chance": task.guess(protocol),
     }
-    return document | {"summary": _summary(document), "seconds": seconds}
+    return document | {"summary": task.summary(document), "seconds": seconds}
 
 
 def _evaluate(
@@ -208,82 +223,41 @@ def _evaluate(
 
     With folds and ``refit`` the last fit is one more, on all rows.
     """
-    n_classes = len(protocol.classes)
-    predicted = {name: np.full(len(X), -1) for name in names}
+    task, n_classes = Task.of(protocol), len(protocol.classes)
+    predicted = {name: np.full(len(X), -1, protocol.truth.dtype) for name in names}
     history: list[dict[str, Trained]] = []
 
     def fit_part(rows: slice | np.ndarray, n_held: int) -> Scaling:
         inside = X[rows]
         scaling = Scaling.measure(inside, groups)
-        history.append(train(names, scaling.apply(inside), protocol.codes[rows], n_classes, n_held))
+        history.append(train(names, scaling.apply(inside), protocol.truth[rows], n_classes, n_held, task.heads))
         return scaling
 
     for part in protocol.parts:
         scaling = fit_part(part.train, part.n_held)
         outside = scaling.apply(X[part.test])
         for name, trained in history[-1].items():
-            predicted[name][part.test] = classify(scores(outside, trained.solution))
+            predicted[name][part.test] = task.heads[name].predict(outside, trained.solution)
     if refit and protocol.kind == "folds":
         scaling = fit_part(slice(None), protocol.n_held)
 
     results = {}
     for name in names:
-        results[name] = score(protocol.codes, predicted[name], protocol.tested, protocol.classes)
+        results[name] = task.score(protocol, predicted[name])
         ran = [trained[name] for trained in history]
         results[name] |= {
-            "title": HEADS[name].title,
+            "title": task.heads[name].title,
             "parameter": ran[0].parameter,
             "values": [one.value for one in ran[: len(protocol.parts)]],
             "notes": sorted({note for one in ran for note in one.notes}),
             "seconds": [one.seconds for one in ran],
         }
         if protocol.kind == "folds":
-            hits = [float(np.mean(predicted[name][part.test] == protocol.codes[part.test])) for part in protocol.parts]
+            figure, of = task.fold_figure
+            found = [of(protocol.truth[part.test], predicted[name][part.test]) for part in protocol.parts]
             results[name]["folds"] = {
-                "accuracy": hits,
-                "mean": float(np.mean(hits)),
-                "std": float(np.std(hits, ddof=1)),
+                figure: found,
+                "mean": float(np.mean(found)),
+                "std": float(np.std(found, ddof=1)),
             }
     return results, scaling, history[-1]
-
-
-def score(true: np.ndarray, predicted: np.ndarray, rows: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Compare class numbers on some rows: accuracies, per-class figures, and the confusion matrix (true, predicted).
-
-    ``error_se`` is the binomial standard error of the error rate. A class that is never predicted has precision 0.
-    """
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(confusion, (true[rows], predicted[rows]), 1)
-    hits, support, claimed = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall = hits / np.maximum(claimed, 1), hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + claimed, 1)
-    error = 1 - hits.sum() / len(rows)
-    return {
-        "accuracy": float(1 - error),
-        "error_rate": float(error),
-        "error_se": float(np.sqrt(error * (1 - error) / len(rows))),
-        "balanced_accuracy": float(recall[support > 0].mean()),
-        "per_class": [
-            {"label": label, "precision": p, "recall": r, "f1": f, "support": n}
-            for label, p, r, f, n in zip(
-                classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True
-            )
-        ],
-        "confusion": confusion.tolist(),
-    }
-
-
-def _summary(document: dict[str, Any]) -> str:
-    """One sentence: every head, the same heads on pixel statistics, and chance."""
-    protocol = document["protocol"]
-    heads = ", ".join(
-        f"{one['title']} {100 * one['accuracy']:.1f} ± {100 * one['error_se']:.1f} %"
-        for one in document["heads"].values()
-    )
-    how = f"by {protocol['n_folds']}-fold cross-validation of" if protocol["kind"] == "folds" else "on"
-    pixels = max(one["accuracy"] for one in document["baseline"].values())
-    chance = document["chance"]["accuracy"]
-    return (
-        f"Accuracy {how} {protocol['n_test']} samples of {len(document['classes'])} classes: {heads}; "
-        f"the same heads on pixel statistics at best {100 * pixels:.1f} %, chance {100 * chance:.1f} %."
-    )

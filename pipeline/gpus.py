@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scattercube.kernels.device import cuda_problem, n_devices
 
 if TYPE_CHECKING:
-    from scattercube.pipeline.execute import Cluster
+    from scattercube.pipeline.clusters import Cluster
 
 CUDA_NBYTES = 1 << 30  # of host memory: a CUDA context, its libraries, and CuPy, beside what any worker holds
 

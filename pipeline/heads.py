@@ -1,35 +1,29 @@
-"""The heads: linear classifiers on standardised features, saved as arrays and JSON, applied by plain NumPy.
+"""The heads: linear maps of standardised features, to scores of classes or to a number, and how they are fitted.
 
-A head is three steps: log (|S| + ε) where a path allows it, standardise, multiply. Penalties are stated per sample,
-so that a value chosen on a part of the training samples means the same on all of them.
+A head is three steps: log (|S| + ε) where that helps, standardise, multiply. Penalties are stated per sample, so that a
+value chosen on a part of the training samples means the same on all of them.
 """
 
-import json
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scattercube.pipeline.errors import PlanError, StoreError
-from scattercube.pipeline.features import BLOCK_VALUES, WIDE, Layout, Scaling, row_blocks
+from scattercube.pipeline.features import BLOCK_VALUES, WIDE, row_blocks
 
-if TYPE_CHECKING:
-    import xarray as xr
-
-FORMAT = 1
 HELD_OUT = 5  # one training sample in five chooses the penalty
 MAX_ITERATIONS = 200
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A fitted affine map to one score a class: ``X @ coefficients.T + intercepts``, (class, feature) and (class,)."""
+    """A fitted affine map to scores, one a class, or to one number: ``X @ coefficients.T + intercepts``.
+
+    (class, feature) and (class,), where one number counts as one class.
+    """
 
     coefficients: np.ndarray
     intercepts: np.ndarray
@@ -38,7 +32,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Head:
-    """One kind of linear classifier.
+    """One kind of linear classifier or regressor.
 
     Attributes
     ----------
@@ -49,7 +43,11 @@ class Head:
     penalties
         The grid, from strong to weak.
     solve
-        Fits ``X`` (sample, feature) and class numbers with one penalty after the other.
+        Fits ``X`` (sample, feature) and the truth about them with one penalty after the other.
+    predict
+        Class numbers, or the number itself, from ``X`` and a solution: (sample,).
+    loss
+        What is wrong with predictions, given the truth; the penalty is the one with the least on held-out samples.
     """
 
     title: str
@@ -57,26 +55,39 @@ class Head:
     convert: Callable[[float, int], float]
     penalties: tuple[float, ...]
     solve: Callable[[np.ndarray, np.ndarray, int, Sequence[float]], Iterator[Solution]]
+    predict: Callable[[np.ndarray, Solution], np.ndarray]
+    loss: Callable[[np.ndarray, np.ndarray], float]
 
 
 def _solve_ridge(X: np.ndarray, codes: np.ndarray, n_classes: int, penalties: Sequence[float]) -> Iterator[Solution]:
-    """Minimise mean ‖X W + b − Y‖² + penalty ‖W‖² with Y = ±1: what RidgeClassifier minimises with alpha = penalty · n.
+    """Fit scores of ±1: what RidgeClassifier minimises with alpha = penalty · n."""
+    return _least_squares(X, np.where(codes[:, None] == np.arange(n_classes), 1.0, -1.0), penalties)
 
-    The sums are taken once, in float64 whatever the features are, and serve every penalty.
+
+def _solve_regression(X: np.ndarray, targets: np.ndarray, _: int, penalties: Sequence[float]) -> Iterator[Solution]:
+    """Fit one number: what Ridge minimises with alpha = penalty · n."""
+    return _least_squares(X, targets[:, None], penalties)
+
+
+def _least_squares(X: np.ndarray, Y: np.ndarray, penalties: Sequence[float]) -> Iterator[Solution]:
+    """Minimise mean ‖X W + b − Y‖² + penalty ‖W‖² for Y (sample, output).
+
+    The sums are taken once, in float64 whatever the features are, and serve every penalty. None counts as smaller than
+    what rounding leaves of them, or the system might have no solution.
     """
     from scipy.linalg import cho_factor, cho_solve
 
     n, p = X.shape
-    Y = np.where(codes[:, None] == np.arange(n_classes), 1.0, -1.0)
     x_mean, y_mean = X.mean(axis=0, dtype=np.float64), Y.mean(axis=0)
-    gram, cross = np.zeros((p, p)), np.zeros((p, n_classes))
+    gram, cross = np.zeros((p, p)), np.zeros((p, Y.shape[1]))
     for rows in row_blocks(X):
         centred = X[rows] - x_mean
         gram += centred.T @ centred
         cross += centred.T @ Y[rows]
+    least = 4 * np.finfo(np.float64).eps * np.trace(gram)
     for penalty in penalties:
         system = gram.copy()
-        system.flat[:: p + 1] += penalty * n
+        system.flat[:: p + 1] += max(penalty * n, least)
         # Symmetric, so the transpose is the same matrix in the order that LAPACK overwrites without a copy.
         W = cho_solve(cho_factor(system.T, overwrite_a=True, check_finite=False), cross)
         yield Solution(W.T, y_mean - x_mean @ W)
@@ -107,12 +118,48 @@ def _solve_logistic(X: np.ndarray, codes: np.ndarray, n_classes: int, penalties:
         yield Solution(coefficients, intercepts, notes)
 
 
+def scores(X: np.ndarray, solution: Solution) -> np.ndarray:
+    """Return the decision values (sample, class) of standardised features."""
+    values: np.ndarray = X @ solution.coefficients.astype(X.dtype).T + solution.intercepts
+    return values
+
+
+def classify(values: np.ndarray) -> np.ndarray:
+    """Return the class number with the largest decision value of each sample."""
+    return np.asarray(values.argmax(axis=-1))
+
+
+def estimate(X: np.ndarray, solution: Solution) -> np.ndarray:
+    """Return the number that a solution predicts from standardised features, (sample,) float64.
+
+    Coefficients are large where features resemble each other, so the products are float64 whatever the features are.
+    """
+    values = np.empty(len(X))
+    for rows in row_blocks(X):
+        values[rows] = X[rows].astype(np.float64) @ solution.coefficients[0] + solution.intercepts[0]
+    return values
+
+
+def _predicted_class(X: np.ndarray, solution: Solution) -> np.ndarray:
+    return classify(scores(X, solution))
+
+
+def _n_errors(predicted: np.ndarray, codes: np.ndarray) -> float:
+    return float(np.count_nonzero(predicted != codes))
+
+
+def _mean_error(predicted: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.abs(predicted - targets).mean())
+
+
 RIDGE = Head(
     title="ridge classifier",
     parameter="alpha",
     convert=lambda penalty, n: penalty * n,
     penalties=(10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
     solve=_solve_ridge,
+    predict=_predicted_class,
+    loss=_n_errors,
 )
 LOGISTIC = Head(
     title="logistic regression",
@@ -120,8 +167,21 @@ LOGISTIC = Head(
     convert=lambda penalty, n: 1 / (penalty * n),
     penalties=(1.0, 1e-1, 1e-2, 1e-3, 1e-4),
     solve=_solve_logistic,
+    predict=_predicted_class,
+    loss=_n_errors,
+)
+RIDGE_REGRESSION = Head(
+    title="ridge regression",
+    parameter="alpha",
+    convert=lambda penalty, n: penalty * n,
+    penalties=(10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11),
+    solve=_solve_regression,
+    predict=estimate,
+    loss=_mean_error,
 )
 HEADS = {"ridge": RIDGE, "logistic": LOGISTIC}
+REGRESSORS = {"ridge": RIDGE_REGRESSION}
+"""What `HEADS` are for classes, for numbers."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +210,17 @@ def hold_out(codes: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     return np.concatenate([shuffled[~held], shuffled[held]]), int(held.sum())
 
 
-def train(names: Sequence[str], X: np.ndarray, codes: np.ndarray, n_classes: int, n_held: int) -> dict[str, Trained]:
-    """Fit heads to standardised ``X`` (sample, feature) and class numbers; the last ``n_held`` rows choose the penalty.
+def train(
+    names: Sequence[str],
+    X: np.ndarray,
+    truth: np.ndarray,
+    n_classes: int,
+    n_held: int,
+    heads: Mapping[str, Head] = HEADS,
+) -> dict[str, Trained]:
+    """Fit heads to standardised ``X`` (sample, feature); the last ``n_held`` rows choose the penalty.
+
+    The truth is class numbers, or for ``REGRESSORS`` the targets themselves.
 
     Where features far outnumber samples the work is done in the samples' own space, an exact rotation for these
     penalties. Each head has one thread: the numbers then do not depend on how many cores there are, and threads that
@@ -164,12 +233,13 @@ def train(names: Sequence[str], X: np.ndarray, codes: np.ndarray, n_classes: int
         Z, rotation, unit = _row_space(X)
 
         def train_one(name: str) -> Trained:
-            head, begin = HEADS[name], perf_counter()
-            penalty, notes = _choose(head, Z, codes, n_classes, n_held, unit)
-            (solution,) = head.solve(Z, codes, n_classes, [penalty / unit**2])
+            head, begin = heads[name], perf_counter()
+            penalty, notes = _choose(head, Z, truth, n_classes, n_held, unit)
+            (solution,) = head.solve(Z, truth, n_classes, [penalty / unit**2])
             if rotation is not None:
-                weights = (solution.coefficients @ rotation.T).astype(X.dtype)
-                solution = Solution(weights @ X, solution.intercepts, solution.notes)
+                weights = solution.coefficients @ rotation.T
+                coefficients = sum(weights[:, rows] @ X[rows].astype(np.float64) for rows in row_blocks(X))
+                solution = Solution(coefficients, solution.intercepts, solution.notes)
             value, seconds = head.convert(penalty, len(Z)), perf_counter() - begin
             return Trained(solution, head.parameter, value, notes + solution.notes, seconds)
 
@@ -177,27 +247,16 @@ def train(names: Sequence[str], X: np.ndarray, codes: np.ndarray, n_classes: int
 
 
 def _choose(
-    head: Head, Z: np.ndarray, codes: np.ndarray, n_classes: int, n_held: int, unit: float
+    head: Head, Z: np.ndarray, truth: np.ndarray, n_classes: int, n_held: int, unit: float
 ) -> tuple[float, tuple[str, ...]]:
     """Return the penalty that does best on the held-out rows, and what is to be said about the choice."""
     n_fit = len(Z) - n_held
-    if not n_held or len(np.unique(codes[:n_fit])) < 2:
+    if not n_held or len(np.unique(truth[:n_fit])) < 2:
         note = "too few training samples to hold some out: the penalty is the middle of the grid"
         return head.penalties[len(head.penalties) // 2], (note,)
-    candidates = head.solve(Z[:n_fit], codes[:n_fit], n_classes, [one / unit**2 for one in head.penalties])
-    hits = [np.sum(classify(scores(Z[n_fit:], one)) == codes[n_fit:]) for one in candidates]
-    return head.penalties[int(np.argmax(hits))], ()  # the first of equals is the strongest
-
-
-def scores(X: np.ndarray, solution: Solution) -> np.ndarray:
-    """Return the decision values (sample, class) of standardised features."""
-    values: np.ndarray = X @ solution.coefficients.astype(X.dtype).T + solution.intercepts
-    return values
-
-
-def classify(values: np.ndarray) -> np.ndarray:
-    """Return the class number with the largest decision value of each sample."""
-    return np.asarray(values.argmax(axis=-1))
+    candidates = head.solve(Z[:n_fit], truth[:n_fit], n_classes, [one / unit**2 for one in head.penalties])
+    losses = [head.loss(head.predict(Z[n_fit:], one), truth[n_fit:]) for one in candidates]
+    return head.penalties[int(np.argmin(losses))], ()  # the first of equals is the strongest
 
 
 def _row_space(X: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, float]:
@@ -222,99 +281,3 @@ def _row_space(X: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, float]:
     kept = energies > energies[-1] * n * np.finfo(np.float64).eps
     lengths = np.sqrt(energies[kept])
     return axes[:, kept] * (lengths / unit), axes[:, kept] / (lengths * unit), unit
-
-
-@dataclass(frozen=True)
-class FittedHead:
-    """A head that can be applied: all that ``predict`` needs, and where it comes from.
-
-    Attributes
-    ----------
-    name
-        A key of ``HEADS``.
-    classes
-        The labels, in the order of the scores.
-    origin
-        Provenance: the parameter and its value, the samples it was fitted on, digests, notes.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    solution: Solution
-    scaling: Scaling
-    layout: Layout
-    origin: Mapping[str, Any]
-
-    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Classify raw scattering features (sample, *layout.shape) or (sample, feature).
-
-        Returns
-        -------
-        labels
-            (sample,) objects; the empty string where a feature is not finite.
-        scores
-            (sample, class) float32 decision values, the largest of which is the label's.
-        """
-        flat = features.reshape(len(features), -1)
-        if flat.shape[1] != self.layout.n_features:
-            raise ValueError(f"features are {features.shape[1:]} a sample; this head was fitted on {self.layout.shape}")
-        values = np.empty((len(flat), len(self.classes)), np.float32)
-        for rows in row_blocks(flat):
-            block = self.scaling.apply(flat[rows].astype(np.float32, copy=True))
-            values[rows] = scores(block, self.solution)
-        labels = np.array(self.classes, dtype=object)[classify(values)]
-        labels[np.isnan(values).any(axis=1)] = ""
-        return labels, values
-
-    def save(self, folder: Path) -> None:
-        """Write ``head.npz`` (numbers) and then ``head.json`` (everything else) into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {name: getattr(self.solution, name) for name in ("coefficients", "intercepts")}
-        arrays |= {part.name: getattr(self.scaling, part.name) for part in fields(self.scaling)}
-        np.savez(folder / "head.npz", allow_pickle=False, **arrays)
-        document = {
-            "format": FORMAT,
-            "name": self.name,
-            "classes": self.classes,
-            "origin": dict(self.origin),
-            "layout": asdict(self.layout),
-        }
-        (folder / "head.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def load_head(folder: Path) -> FittedHead:
-    """Read a head that ``FittedHead.save`` wrote. Nothing in the files is executed.
-
-    Raises
-    ------
-    StoreError
-        A file is missing, damaged, holds Python objects, or the arrays do not fit each other.
-    """
-    try:
-        document = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-        with (folder / "head.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        if document["format"] != FORMAT:
-            raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
-        layout = document["layout"]
-        layout = Layout(**{**layout, "dims": tuple(layout["dims"]), "shape": tuple(layout["shape"])})
-        classes = tuple(document["classes"])
-        solution = Solution(arrays.pop("coefficients"), arrays.pop("intercepts"))
-        head = FittedHead(document["name"], classes, solution, Scaling(**arrays), layout, document["origin"])
-        expected = (len(classes), layout.n_features)
-        if solution.coefficients.shape != expected or solution.intercepts.shape != expected[:1]:
-            raise ValueError(f"coefficients {solution.coefficients.shape}, expected {expected}")
-        if any(getattr(head.scaling, part.name).shape != expected[1:] for part in fields(head.scaling)):
-            raise ValueError(f"the standardisation is not of {expected[1]} features")
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as failure:
-        raise StoreError(f"{folder}: no usable head there: {failure}; run `scattercube fit` to make one") from failure
-    return head
-
-
-def check_layout(head: FittedHead, cube: "xr.Dataset", what: str) -> None:
-    """Raise PlanError, naming the difference, when a cube's features are not those that a head was fitted on."""
-    difference = head.layout.difference(Layout.of(cube))
-    if difference:
-        raise PlanError(
-            f"{what}: the head {head.name!r} does not fit this cube: {difference}; extract with the head's Spec"
-        )

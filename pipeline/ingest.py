@@ -9,12 +9,11 @@ import numpy as np
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import RecordError
 from scattercube.pipeline.execute import Stage, StepEvent, bad_record
+from scattercube.pipeline.keys import ChunkKey, Grid
 from scattercube.pipeline.places import Places
-from scattercube.pipeline.plan import ChunkKey, Grid, Plan
-from scattercube.pipeline.sources import Listing, read
+from scattercube.pipeline.plan import Plan
+from scattercube.pipeline.sources import READERS, Layout, Listing, read
 from scattercube.pipeline.store import OK, QUARANTINED, Store
-
-READ_COLUMNS = ("member", "item", "y0", "x0")  # what a reader needs to find a record again
 
 
 def stage(places: Places, entry: Entry, data_root: Path, listing: Listing, plan: Plan) -> Stage:
@@ -22,34 +21,34 @@ def stage(places: Places, entry: Entry, data_root: Path, listing: Listing, plan:
     from scattercube.pipeline.cube import chunk_template  # xarray: not for workers
 
     store = Store(places.chunks)
-    columns = tuple(name for name in READ_COLUMNS if name in listing.columns)
+    needed = ("member", "item", *READERS[entry.reader].offsets)  # to find a record again
+    columns = tuple(name for name in needed if name in listing.columns)
     return Stage(
         name="ingest",
         store=store,
         template=lambda: chunk_template(entry, listing, plan),
         keys=plan.signal_grid.keys,
-        step=partial(_step, store, plan.signal_grid, listing.shape, listing.dtype, columns, entry, data_root),
+        step=partial(_step, store, plan.signal_grid, listing.layout, columns, entry, data_root),
     )
 
 
 def _step(
-    store: Store,
-    grid: Grid,
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    columns: tuple[str, ...],
-    entry: Entry,
-    data_root: Path,
-    key: ChunkKey,
+    store: Store, grid: Grid, layout: Layout, columns: tuple[str, ...], entry: Entry, data_root: Path, key: ChunkKey
 ) -> StepEvent:
-    """Read one shard's records. A record that cannot be used is named, marked, and left as zeros under its status."""
+    """Read one shard's records, or a piece of one that is a field.
+
+    A record that cannot be used is named, marked, and left as zeros under its status.
+    """
     begin = perf_counter()
     region = grid.region(key)
-    rows = {name: store.read(name, region) for name in (*columns, "sample_id", "source")}
-    signal = np.zeros((region.stop - region.start, *shape), dtype)
+    samples = region["sample"]
+    rows = {name: store.read(name, samples) for name in (*columns, "sample_id", "source")}
+    window = tuple(region.get(dim, whole) for dim, whole in zip(layout.signal_dims, layout.whole, strict=True))
+    lead = layout.shape[: -len(window)]
+    signal = np.zeros((samples.stop - samples.start, *lead, *(s.stop - s.start for s in window)), layout.dtype)
     status = np.full(len(signal), OK, np.uint8)
     bad = []
-    for index, sample in enumerate(read(entry, data_root, {name: rows[name] for name in columns})):
+    for index, sample in enumerate(read(entry, data_root, {name: rows[name] for name in columns}, window)):
         if isinstance(sample, RecordError):
             status[index] = QUARANTINED
             message = str(sample).removeprefix(f"{rows['member'][index]}: ")  # its name stands beside it
@@ -57,7 +56,8 @@ def _step(
         else:
             signal[index] = sample
     reading = perf_counter()
-    digest = store.write(key, {"signal": signal, "status": status})
+    is_field = len(grid.dims) > 1
+    digest = store.write(key, {"signal": signal} | ({} if is_field else {"status": status}))
     return StepEvent(
         key=str(key),
         digest=digest,
@@ -68,4 +68,5 @@ def _step(
         nbytes_out=signal.nbytes,
         n_samples=len(signal),
         bad=tuple(bad),
+        not_ok=tuple((samples.start + i, int(status[i])) for i in np.flatnonzero(status).tolist()) if is_field else (),
     )

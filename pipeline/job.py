@@ -7,7 +7,7 @@ a Prefect flow calls each as a task. Both write the same bytes.
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import Field
 
-from scattercube.pipeline import execute, extract, ingest
+from scattercube.pipeline import clusters, execute, extract, ingest
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.catalog import data_root as find_data_root
+from scattercube.pipeline.clusters import Cluster, connect, load_cluster
 from scattercube.pipeline.errors import SpecError
-from scattercube.pipeline.execute import Cluster, Observer, Silence, Stage, connect, load_cluster
+from scattercube.pipeline.estimate import Estimate, estimate
+from scattercube.pipeline.execute import Observer, Silence, Stage, StepEvent
 from scattercube.pipeline.places import Places, local_root
 from scattercube.pipeline.plan import Plan, plan, ranges, refuse_what_cannot_fit
 from scattercube.pipeline.sources import Listing, load_entry, scan
@@ -123,11 +125,11 @@ def prepare(job: Job) -> Prepared:
     cluster = load_cluster(Path(job.cluster)) if job.cluster else Cluster()
     if job.serial and job.cluster:
         raise SpecError(f"--serial and --cluster {job.cluster}: choose one")
-    execute.refuse_without_device(cluster)
+    clusters.refuse_without_device(cluster)
     listing = scan(entry, data_root)
-    planned = plan(spec, len(listing.columns["sample_id"]), listing.shape, listing.dtype)
+    planned = plan(spec, len(listing.columns["sample_id"]), listing.layout, masked=entry.sample.missing)
     places = Places(root, entry.name, spec.digest)
-    memory = execute.machine()[1] if job.serial else cluster.worker_nbytes()
+    memory = clusters.machine()[1] if job.serial else cluster.worker_nbytes()
     threads = 1 if job.serial else cluster.threads
     refuse_what_cannot_fit(planned, root, _missing_nbytes(places, planned), memory, threads)
     return Prepared(entry, spec, cluster, data_root, places, listing, planned, time.perf_counter() - begin)
@@ -140,6 +142,24 @@ def _missing_nbytes(places: Places, planned: Plan) -> int:
         (places.cube, planned.feature_grid, planned.feature_nbytes),
     )
     return sum(nbytes * len(Store(path).missing(grid.keys)) // len(grid.keys) for path, grid, nbytes in arrays)
+
+
+def how_long(prepared: Prepared, *, serial: bool) -> Estimate:
+    """Time the first keys of a job, for about ten seconds, and estimate all of it; leaves nothing behind."""
+    cores = clusters.machine()[0]
+    workers = 1 if serial else prepared.cluster.n_workers
+    return estimate(
+        prepared.places,
+        prepared.entry,
+        prepared.spec,
+        prepared.data_root,
+        prepared.listing,
+        prepared.plan,
+        workers,
+        1 if serial else max(cores, workers) if prepared.cluster.kind == "address" else cores,
+        prepared.cluster.device,
+        cluster=not serial and prepared.cluster.kind != "address",
+    )
 
 
 def run(
@@ -159,29 +179,39 @@ def run(
     with ExitStack() as held:
         # No cluster starts when nothing is missing.
         client: Client | None = None
-        for make in _stages(prepared)[:reached]:
-            begin, stage = time.perf_counter(), make()
-            stage.store.create(stage.template())
-            _keep_entry(places.entry_file, prepared.entry)
-            missing = stage.store.missing(stage.keys)
-            watch.begin(stage.name, len(stage.keys), len(stage.keys) - len(missing))
-            if missing and client is None and not job.serial:
+        work = _Spent(watch)
+        for stages in _stages(prepared, reached):
+            begin = time.perf_counter()
+            for stage in stages:
+                stage.store.create(stage.template())
+                _keep_entry(places.entry_file, prepared.entry)
+            missing = {stage.name: stage.store.missing(stage.keys) for stage in stages}
+            for stage in stages:
+                watch.begin(stage.name, len(stage.keys), len(stage.keys) - len(missing[stage.name]))
+            if any(missing.values()) and client is None and not job.serial:
                 client = held.enter_context(connect(prepared.cluster))
-            for part in ranges(missing):
-                call(f"{stage.name} {part[0]}–{part[-1]}", execute.run, stage, part, client, watch)
-            if missing or not stage.store.published:
-                stage.store.publish()
-            outcome.phases.append(_phase(stage.name, begin, len(stage.keys), len(missing)))
+            for stage in reversed(stages):  # the last one asks for what it needs of the one before
+                for part in ranges(stage.store.missing(stage.keys)):
+                    call(f"{stage.name} {part[0]}–{part[-1]}", execute.run, stage, part, client, work)
+            for stage in stages:
+                if missing[stage.name] or not stage.store.published:
+                    if len((grid := stage.keys.grid).dims) > 1:
+                        stage.store.settle(grid.sizes[0])
+                    stage.store.publish()
+            wall = time.perf_counter() - begin
+            for stage in stages:
+                seconds = wall * work.share(stage.name, stages)
+                outcome.phases.append(_phase(stage.name, seconds, len(stage.keys), len(missing[stage.name])))
     if reached >= PHASES.index("fit"):
         begin = time.perf_counter()
         outcome.fitted = call("fit", fit.fit, places, prepared.entry.fit, Store(places.cube).content_digest())
-        outcome.phases.append(_phase("fit", begin, 1, int(outcome.fitted.fresh)))
+        outcome.phases.append(_phase("fit", time.perf_counter() - begin, 1, int(outcome.fitted.fresh)))
     if reached >= PHASES.index("report") and (not outcome.nothing_new or _older(places.page, places.scores)):
         begin = time.perf_counter()
         record = _record(job, outcome, started)
         replace_file(places.run_file, record.encode())
         call("report", report.report, places)
-        outcome.phases.append(_phase("report", begin, 1, 1))
+        outcome.phases.append(_phase("report", time.perf_counter() - begin, 1, 1))
     return outcome
 
 
@@ -197,24 +227,48 @@ def _older(page: Path, scores: Path) -> bool:
     return not page.exists() or page.stat().st_mtime_ns < scores.stat().st_mtime_ns
 
 
-def _stages(prepared: Prepared) -> tuple[Callable[[], Stage], ...]:
-    """The two keyed stages, made when their turn comes: the second reads what the first published."""
+@dataclass
+class _Spent:
+    """An observer that adds up the seconds of each stage's keys, for whoever watches besides."""
+
+    watch: Observer
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def begin(self, stage: str, n_keys: int, n_done: int) -> None:
+        """Tell the other."""
+        self.watch.begin(stage, n_keys, n_done)
+
+    def step(self, event: StepEvent) -> None:
+        """Add up, and tell the other."""
+        spent = event.read_s + event.compute_s + event.write_s
+        self.seconds[event.stage] = self.seconds.get(event.stage, 0.0) + spent
+        self.watch.step(event)
+
+    def share(self, stage: str, stages: Sequence[Stage]) -> float:
+        """Return the share of a stage in what several took together."""
+        total = sum(self.seconds.get(one.name, 0.0) for one in stages)
+        return self.seconds.get(stage, 0.0) / total if total else 1 / len(stages)
+
+
+def _stages(prepared: Prepared, reached: int) -> list[list[Stage]]:
+    """The keyed stages up to a phase; those that run together stand together."""
     places, entry, planned = prepared.places, prepared.entry, prepared.plan
-    return (
-        lambda: ingest.stage(places, entry, prepared.data_root, prepared.listing, planned),
-        lambda: extract.stage(places, entry, prepared.spec, planned, prepared.cluster.device),
-    )
+    reading = ingest.stage(places, entry, prepared.data_root, prepared.listing, planned)
+    if reached < PHASES.index("extract"):
+        return [[reading]][:reached]
+    scattering = extract.stage(places, entry, prepared.spec, planned, prepared.cluster.device, reading)
+    return [[reading, scattering]] if scattering.source else [[reading], [scattering]]
 
 
-def _phase(name: str, begin: float, n_keys: int, n_done: int) -> dict[str, Any]:
-    return {"name": name, "wall_s": time.perf_counter() - begin, "n_keys": n_keys, "n_done": n_done}
+def _phase(name: str, seconds: float, n_keys: int, n_done: int) -> dict[str, Any]:
+    return {"name": name, "wall_s": seconds, "n_keys": n_keys, "n_done": n_done}
 
 
 def _record(job: Job, outcome: Outcome, started: datetime) -> str:
     """Write down what ran, for the report and for whoever wonders years later."""
     from scattercube.pipeline.cube import versions
 
-    prepared, (cores, memory_nbytes) = outcome.prepared, execute.machine()
+    prepared, (cores, memory_nbytes) = outcome.prepared, clusters.machine()
     phases = [phase | {"n_skipped": phase["n_keys"] - phase["n_done"]} for phase in outcome.phases]
     return json.dumps(
         {

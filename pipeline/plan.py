@@ -3,71 +3,33 @@
 Integers in, integers out: nothing here opens an archive or a store.
 """
 
-import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import ceil, prod
+from dataclasses import dataclass, replace
+from math import ceil, isqrt, prod
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
-from scattercube.kernels import Scattering2D
+from scattercube.kernels import Scattering1D, Scattering2D
+from scattercube.kernels.cascade import Cascade
+from scattercube.kernels.missing import margin
 from scattercube.pipeline.errors import PlanError
+from scattercube.pipeline.keys import Grid, Keys
 from scattercube.pipeline.places import refuse_unwritable
-from scattercube.pipeline.spec import Spec
+from scattercube.pipeline.sources import Layout
+from scattercube.pipeline.spec import ImageSpec, SignalSpec, Spec
+from scattercube.pipeline.tiles import Axis
+from scattercube.pipeline.transforms import Transform, build, output_dims
 
 SHARD_NBYTES = 16 << 20  # what one task writes: within the 8 to 64 MB that file systems and object stores like
 CHUNK_NBYTES = 512 << 10  # what a reader fetches at least
 SMALL_SHARD_NBYTES = 1 << 20  # a small archive is cut finer, down to this, so that all workers have something to do
 SMALL_ARCHIVE_SHARDS = 16
 PROCESS_NBYTES = 130 << 20  # a worker that has imported what it needs and holds nothing yet
-
-
-@dataclass(frozen=True, order=True)
-class ChunkKey:
-    """The address of one piece of work: where its shard starts along each dimension that is cut."""
-
-    offsets: tuple[tuple[str, int], ...]
-
-    def __str__(self) -> str:
-        return ",".join(f"{dim}={offset}" for dim, offset in self.offsets)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read back what ``str(key)`` wrote."""
-        pairs = re.findall(r"([a-z_]+)=(\d+)", text)
-        return cls(tuple((dim, int(offset)) for dim, offset in pairs))
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How an array is cut along ``sample``: ``shard`` samples are written at once, ``chunk`` are read at once."""
-
-    n_samples: int
-    shard: int
-    chunk: int
-
-    @property
-    def keys(self) -> tuple[ChunkKey, ...]:
-        """One key a shard, in order."""
-        return tuple(ChunkKey((("sample", start),)) for start in range(0, self.n_samples, self.shard))
-
-    def region(self, key: ChunkKey) -> slice:
-        """Return the samples that belong to a key."""
-        start = dict(key.offsets)["sample"]
-        return slice(start, min(start + self.shard, self.n_samples))
-
-
-def sample_grid(n_samples: int, sample_nbytes: int) -> Grid:
-    """Choose the shard grid from the size of one sample. It depends on nothing else, so every run cuts alike."""
-    chunk = max(1, min(CHUNK_NBYTES // sample_nbytes, n_samples))
-    wanted = max(1, SHARD_NBYTES // sample_nbytes)
-    fine = max(1, SMALL_SHARD_NBYTES // sample_nbytes, ceil(n_samples / SMALL_ARCHIVE_SHARDS))
-    shard = min(wanted, fine)
-    chunk = min(chunk, shard)
-    return Grid(n_samples, shard=chunk * ceil(shard / chunk), chunk=chunk)
+FIELD_NBYTES = 64 << 20  # a sample whose signal or features are larger is a field, and cut into tiles
+TILE_SIDES = {1: 1 << 18, 2: 1 << 10}  # values of a tile along each axis of a signal or image, its halos included,
+TILE_HALOS = 8  # and as many halos at least
+ROUND = 8  # outputs of a tile are a multiple of this, so that its shard can be cut into chunks
 
 
 @dataclass(frozen=True)
@@ -76,16 +38,26 @@ class Plan:
 
     Attributes
     ----------
+    signal_dims, feature_dims
+        Dims of the two arrays: ``(sample, [channel,] …)`` and ``(sample, [channel,] path, …)``.
     signal_shape, feature_shape
-        Shapes of the two arrays, ``(sample, [channel,] y, x)`` and ``(sample, [channel,] path, y, x)``.
+        Their shapes.
     signal_grid, feature_grid
         How they are cut.
     signal_nbytes, feature_nbytes
-        Uncompressed sizes.
-    worker_nbytes
-        The largest predicted memory of one worker that runs one task at a time.
+        Uncompressed sizes, coverage included.
+    worker_nbytes, key_nbytes
+        The largest predicted memory of one worker that has one key at a time, and what each more takes.
+    sampling_rate
+        Of signals in time, in Hz.
+    axes
+        How the axes of a field are cut into tiles; none where samples are transformed whole.
+    masked
+        Whether values may be missing: the cube then has a coverage.
     """
 
+    signal_dims: tuple[str, ...]
+    feature_dims: tuple[str, ...]
     signal_shape: tuple[int, ...]
     feature_shape: tuple[int, ...]
     signal_grid: Grid
@@ -93,45 +65,206 @@ class Plan:
     signal_nbytes: int
     feature_nbytes: int
     worker_nbytes: int
+    key_nbytes: int
+    sampling_rate: float | None = None
+    axes: tuple[Axis, ...] = ()
+    masked: bool = False
 
+    @property
+    def transformed_shape(self) -> tuple[int, ...]:
+        """The shape of the signals that the transform takes: of samples, or of tiles with their halos."""
+        n_axes = len(self.signal_dims) - 1 - ("channel" in self.signal_dims)
+        return tuple(axis.padded for axis in self.axes) or self.signal_shape[-n_axes:]
 
-def scattering(spec: Spec, shape: tuple[int, int]) -> Scattering2D:
-    """Build the transform of a Spec for images of ``shape``; raises PlanError when they do not fit each other."""
-    try:
-        return Scattering2D(
-            spec.J, shape=shape, L=spec.L, max_order=spec.max_order, padding=spec.padding, dtype=spec.dtype
+    @property
+    def read_shape(self) -> tuple[int, ...]:
+        """The shape of the signals that are read for a shard: those of all of its tiles, with what is around them."""
+        if not self.axes:
+            return self.transformed_shape
+        shard = dict(zip(self.feature_grid.dims, self.feature_grid.shard, strict=True))
+        dims = self.signal_dims[-len(self.axes) :]
+        return tuple(
+            len(axis.index(0, shard.get(dim, axis.n_out) // axis.n_out))
+            for dim, axis in zip(dims, self.axes, strict=True)
         )
-    except ValueError as failure:
-        raise PlanError(f"{failure}") from failure
+
+    def positions(self, transform: Transform) -> tuple[np.ndarray, ...]:
+        """Return where outputs lie along each dim behind ``path``, in samples, or seconds, Hz where the rate is known.
+
+        Of a field, not those of the tile that the transform takes.
+        """
+        if not self.axes:
+            return transform.positions
+        return tuple(axis.stride * np.arange(axis.total) / (self.sampling_rate or 1) for axis in self.axes)
+
+    def transform(self, spec: Spec) -> Transform:
+        """Build the transform of samples or tiles."""
+        return build(spec, self.transformed_shape, self.sampling_rate, tile=bool(self.axes))
 
 
-def plan(spec: Spec, n_samples: int, sample_shape: tuple[int, ...], dtype: np.dtype) -> Plan:
-    """Work out the shapes, grids and bytes of a run over ``n_samples`` samples of ``sample_shape`` and ``dtype``."""
-    transform = scattering(spec, (sample_shape[-2], sample_shape[-1]))
-    lead = sample_shape[:-2]
-    feature_sample = (*lead, *transform.output_shape)
-    signal_nbytes = prod(sample_shape) * dtype.itemsize
-    feature_nbytes = prod(feature_sample) * np.dtype(spec.dtype).itemsize
-    signal_grid = sample_grid(n_samples, signal_nbytes)
-    feature_grid = sample_grid(n_samples, feature_nbytes)
-    # Extraction holds the signals of a shard, also as the transform takes them, and its features. To these come on the
-    # CPU the transform's own arrays, then the shard once more while it is encoded; with a GPU that, and pinned copies.
-    image_nbytes = prod(sample_shape) * np.dtype(spec.dtype).itemsize
-    held = feature_grid.shard * (signal_nbytes + 2 * image_nbytes + feature_nbytes)
-    pinned = feature_grid.shard * (image_nbytes + feature_nbytes)
-    extract = held + max(
-        transform.nbytes(feature_grid.shard * prod(lead)), pinned + feature_grid.shard * feature_nbytes
+def sample_grid(n_samples: int, sample_nbytes: int, source_nbytes: int = 0) -> Grid:
+    """Choose the shard grid from the size of one sample, and of what it is made of.
+
+    It depends on nothing else, so every run cuts alike.
+    """
+    chunk = max(1, min(CHUNK_NBYTES // sample_nbytes, n_samples))
+    wanted = max(1, min(SHARD_NBYTES // sample_nbytes, FIELD_NBYTES // max(source_nbytes, 1)))
+    fine = max(1, SMALL_SHARD_NBYTES // sample_nbytes, ceil(n_samples / SMALL_ARCHIVE_SHARDS))
+    shard = min(wanted, fine)
+    chunk = min(chunk, shard)
+    return Grid.of_samples(n_samples, shard=chunk * ceil(shard / chunk), chunk=chunk)
+
+
+def plan(
+    spec: Spec, n_samples: int, layout: Layout, *, masked: bool = False, pieces: tuple[int, ...] | None = None
+) -> Plan:
+    """Work out the shapes, grids and bytes of a run over ``n_samples`` samples that look like ``layout``.
+
+    Parameters
+    ----------
+    masked
+        Whether values may be missing.
+    pieces
+        Along each dim of the signal, into how many tiles at least samples are cut; by default those that are large.
+
+    Raises
+    ------
+    PlanError
+        Spec and samples do not fit each other.
+    """
+    rate = 1 / layout.spacing[0] if layout.units == ("s",) else None
+    axes = _whole_axes(spec, layout, rate, masked)
+    if masked and not axes:
+        raise PlanError(
+            "sample.missing: missing values need to be known a halo around each output; "
+            f"use scattering2d or scattering1d with --set padding=support, not {spec.transform} without"
+        )
+    if pieces and not axes:
+        raise PlanError(
+            f"{spec.transform} with padding={getattr(spec, 'padding', None)!r} takes samples whole; for tiles of a "
+            "signal or image give the Spec padding: support, or rechunk the array"
+        )
+    lead, n_axes = layout.shape[: -len(layout.signal_shape)], len(layout.signal_shape)
+    signal_nbytes = prod(layout.shape) * layout.dtype.itemsize
+    if axes:
+        probe = build(spec, tuple(8 * axis.stride for axis in axes), rate)
+        output, dims = (probe.output_shape[0], *(axis.total for axis in axes)), layout.signal_dims
+    else:
+        probe = build(spec, layout.signal_shape, rate)
+        output, dims = probe.output_shape, output_dims(spec, probe)
+    output_nbytes = prod(lead) * output[0] * np.dtype(spec.dtype).itemsize * (2 if masked else 1)
+    feature_nbytes = output_nbytes * prod(output[1:])
+    signal_grid, feature_grid = (
+        sample_grid(n_samples, signal_nbytes),
+        sample_grid(n_samples, feature_nbytes, signal_nbytes),
     )
-    ingest = 3 * signal_grid.shard * signal_nbytes
-    return Plan(
-        signal_shape=(n_samples, *sample_shape),
-        feature_shape=(n_samples, *feature_sample),
+    if pieces or (axes and max(signal_nbytes, feature_nbytes) > FIELD_NBYTES):
+        axes = _tiles(axes, pieces or (1,) * n_axes)
+        signal_grid = _field_grid(n_samples, layout, signal_nbytes // prod(layout.signal_shape))
+        sizes, shard = (n_samples, *output[1:]), _shard(axes, output_nbytes)
+        feature_grid = Grid(("sample", *dims), sizes, (1, *shard), (1, *_chunks(shard, output_nbytes)))
+    elif axes and not masked and all(axis.boundary == "reflect" for axis in axes):
+        axes = ()  # the transform's own border
+    planned = Plan(
+        signal_dims=("sample", *layout.dims),
+        feature_dims=("sample", *layout.dims[:-n_axes], "path", *dims),
+        signal_shape=(n_samples, *layout.shape),
+        feature_shape=(n_samples, *lead, *output),
         signal_grid=signal_grid,
         feature_grid=feature_grid,
         signal_nbytes=n_samples * signal_nbytes,
         feature_nbytes=n_samples * feature_nbytes,
-        worker_nbytes=PROCESS_NBYTES + max(extract, ingest),
+        worker_nbytes=0,
+        key_nbytes=0,
+        sampling_rate=rate,
+        axes=axes,
+        masked=masked,
     )
+    worker_nbytes, key_nbytes = _worker_nbytes(planned, spec, layout, prod(lead))
+    return replace(planned, worker_nbytes=worker_nbytes, key_nbytes=key_nbytes)
+
+
+def _whole_axes(spec: Spec, layout: Layout, rate: float | None, masked: bool) -> tuple[Axis, ...]:
+    """How the axes of a sample would be cut, into one tile; none where tiles would not give what the whole gives."""
+    if not isinstance(spec, ImageSpec | SignalSpec) or spec.padding != "support" or getattr(spec, "T", 1) == "global":
+        return ()
+    n_axes = len(layout.signal_shape)
+    smallest = build(spec, tuple(min(size, 8 * 2**spec.J) for size in layout.signal_shape), rate)
+    assert isinstance(smallest, Scattering1D | Scattering2D)
+    assert smallest.halo is not None
+    boundaries = (spec.boundary,) * n_axes if isinstance(spec.boundary, str) else spec.boundary
+    stride, halo, beyond = smallest.stride, smallest.halo, margin(smallest.stride) if masked else 0
+    return tuple(
+        Axis(size, stride, halo, ceil(size / stride), boundary, beyond)
+        for size, boundary in zip(layout.signal_shape, boundaries, strict=True)
+    )
+
+
+def _tiles(axes: tuple[Axis, ...], pieces: tuple[int, ...]) -> tuple[Axis, ...]:
+    """Cut the axes of a field into tiles of one size: larger ones leave the caches, smaller ones are mostly halo."""
+    cut = []
+    for axis, n in zip(axes, pieces, strict=True):
+        side = max(TILE_SIDES[len(axes)], TILE_HALOS * axis.halo)
+        most = max(1, (side - 2 * axis.halo) // axis.stride // ROUND) * ROUND
+        n_tiles = max(n, ceil(axis.total / most))
+        cut.append(replace(axis, n_out=ROUND * ceil(ceil(axis.total / n_tiles) / ROUND)))
+    return tuple(cut)
+
+
+def _shard(axes: tuple[Axis, ...], output_nbytes: int) -> tuple[int, ...]:
+    """Put tiles together until a shard is worth a file, as long as there are shards enough for all workers."""
+    counts = [1] * len(axes)
+
+    def shards(counts: list[int]) -> list[int]:
+        return [ceil(axis.total / (n * axis.n_out)) for axis, n in zip(axes, counts, strict=True)]
+
+    while True:
+        longest = int(np.argmax(shards(counts)))
+        more = [n * (2 if axis == longest else 1) for axis, n in enumerate(counts)]
+        nbytes = output_nbytes * prod(n * axis.n_out for axis, n in zip(axes, more, strict=True))
+        if nbytes > SHARD_NBYTES or prod(shards(more)) < SMALL_ARCHIVE_SHARDS:
+            return tuple(n * axis.n_out for axis, n in zip(axes, counts, strict=True))
+        counts = more
+
+
+def _chunks(shard: tuple[int, ...], value_nbytes: int) -> tuple[int, ...]:
+    """Halve a shard along its longest axes until a chunk is small enough to be fetched for its own sake."""
+    chunk = list(shard)
+    while prod(chunk) * value_nbytes > CHUNK_NBYTES and any(size % 2 == 0 for size in chunk):
+        longest = max((size, axis) for axis, size in enumerate(chunk) if size % 2 == 0)[1]
+        chunk[longest] //= 2
+    return tuple(chunk)
+
+
+def _field_grid(n_samples: int, layout: Layout, value_nbytes: int) -> Grid:
+    """Cut the values of a field into shards of about one size along all axes."""
+    wanted = SHARD_NBYTES // value_nbytes
+    side = 1 << ((wanted if len(layout.signal_shape) == 1 else isqrt(wanted)).bit_length() - 1)
+    shard = tuple(min(side, 1 << (size - 1).bit_length()) for size in layout.signal_shape)
+    return Grid(
+        ("sample", *layout.signal_dims),
+        (n_samples, *layout.signal_shape),
+        (1, *shard),
+        (1, *_chunks(shard, value_nbytes)),
+    )
+
+
+def _worker_nbytes(planned: Plan, spec: Spec, layout: Layout, n_channels: int) -> tuple[int, int]:
+    """Predict the memory of a worker that has one key at a time, and of each more, which waits to be computed."""
+    transform, precision = planned.transform(spec), np.dtype(spec.dtype).itemsize
+    n_samples = planned.feature_grid.shard[0]
+    values = n_samples * n_channels * prod(planned.read_shape)
+    features = planned.feature_nbytes * prod(planned.feature_grid.shard) // prod(planned.feature_grid.sizes)
+    # Extraction holds the signals of a shard, also as the transform takes them, and its features. To these come on the
+    # CPU the transform's own arrays, then the shard once more while it is encoded; with a GPU that, and pinned copies.
+    converted = 0 if layout.dtype == np.dtype(spec.dtype) else precision
+    read = values * (layout.dtype.itemsize + converted)
+    held = read + values * precision + features
+    pinned = values * precision + features
+    extract = held + max(transform.nbytes(n_samples * n_channels), pinned + features)
+    signal = planned.signal_nbytes * prod(planned.signal_grid.shard) // prod(planned.signal_grid.sizes)
+    filters = transform.filter_nbytes if isinstance(transform, Cascade) else 0
+    return PROCESS_NBYTES + max(filters + extract, 3 * signal), max(read + 2 * features, 3 * signal)
 
 
 def refuse_what_cannot_fit(
@@ -147,16 +280,16 @@ def refuse_what_cannot_fit(
             f"{root}: the run may write {in_words(missing_nbytes)} and {in_words(free)} are free; "
             "choose another --store, a larger J, fewer orders, or --limit N"
         )
-    needed = PROCESS_NBYTES + threads * (plan.worker_nbytes - PROCESS_NBYTES)
+    needed = plan.worker_nbytes + (threads - 1) * plan.key_nbytes
     if worker_memory_nbytes is not None and needed > worker_memory_nbytes:
         raise PlanError(
             f"a worker needs about {in_words(needed)} ({threads} keys at a time) and may use "
             f"{in_words(worker_memory_nbytes)}; raise `memory` in the cluster file, or use fewer workers or threads, "
-            "smaller images or a larger J"
+            "smaller samples, a larger J, or, for large fields, --set padding=support, which cuts them into tiles"
         )
 
 
-def ranges(keys: tuple[ChunkKey, ...], most: int = 20, least: int = 16) -> list[tuple[ChunkKey, ...]]:
+def ranges(keys: Keys, most: int = 20, least: int = 16) -> list[Keys]:
     """Cut keys into at most about ``most`` contiguous ranges of at least ``least`` keys: one orchestrated task each."""
     length = max(least, ceil(len(keys) / most))
     return [keys[start : start + length] for start in range(0, len(keys), length)]
@@ -169,8 +302,3 @@ def in_words(nbytes: float) -> str:
             return f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:.3g} TB"
-
-
-def extent(grid: Grid) -> Mapping[str, int]:
-    """Return the grid as plain numbers, for attributes and digests."""
-    return {"n_samples": grid.n_samples, "shard": grid.shard, "chunk": grid.chunk}

@@ -1,18 +1,25 @@
-"""Which samples a head is fitted on and which it is scored on: the split that a cube carries, else folds."""
+"""Which samples a head is fitted on and which it is scored on: the split that a cube carries, else folds.
 
+Where the cube has a coordinate ``target`` heads predict that number, else they tell the classes of ``label``.
+"""
+
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scattercube.pipeline.features import FIELD_FEATURES
 from scattercube.pipeline.heads import hold_out
-from scattercube.pipeline.store import OK
+from scattercube.pipeline.store import OK, PARTIAL
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from scattercube.pipeline.catalog import FitOptions
+
+PIECE = re.compile(r"(?P<item>.+)@-?\d+(,-?\d+)*")  # of an item, named by where it starts
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Protocol:
     ----------
     samples
         The sample of the cube that each row of the matrix holds.
-    codes, classes
-        The class number of each row, and the labels by number.
+    truth, classes
+        The class number of each row (int64), and the labels by number; or the target of each row (float64), and none.
     parts
         One for a given split, one a fold otherwise.
     n_held
@@ -46,7 +53,7 @@ class Protocol:
     """
 
     samples: np.ndarray
-    codes: np.ndarray
+    truth: np.ndarray
     classes: tuple[str, ...]
     parts: tuple[Part, ...]
     n_held: int
@@ -54,41 +61,59 @@ class Protocol:
     notes: tuple[str, ...]
 
     @property
+    def regresses(self) -> bool:
+        """Whether the truth is numbers to predict, not classes."""
+        return not self.classes
+
+    @property
     def tested(self) -> np.ndarray:
         """The rows that are scored, ascending."""
-        rows = np.arange(len(self.codes))
+        rows = np.arange(len(self.truth))
         return np.sort(np.concatenate([rows[part.test] for part in self.parts]))
 
 
 def choose_protocol(cube: "xr.Dataset", options: "FitOptions") -> Protocol | str:
-    """Decide which samples are used and how: the split that the cube carries, else stratified folds.
+    """Decide which samples are used and how: the split that the cube carries, else folds, of classes stratified.
 
-    Where there are no two classes to tell apart, say why instead.
+    Where there are no two classes to tell apart, or no two numbers to predict, say why instead.
     """
-    n = cube.sizes["sample"]
+    n, regresses = cube.sizes["sample"], "target" in cube.coords
+    if n == 1:
+        return "the cube holds one sample, and heads are fitted to many"
+    n_features = cube["scattering"].size // n
+    if n_features > FIELD_FEATURES:
+        return f"a sample is a field of {n_features:,} coefficients; cut it into patches or segments to fit heads"
     labels = cube["label"].values.astype(object) if "label" in cube.coords else np.full(n, "", dtype=object)
+    targets = cube["target"].values.astype(np.float64) if regresses else np.zeros(n)
     split = cube["split"].values.astype(object) if "split" in cube.coords else np.full(n, "", dtype=object)
-    usable = (cube["status"].values == OK) & (labels != "") & (split != "unused")
+    status, wanted = cube["status"].values, (np.isfinite(targets) if regresses else labels != "") & (split != "unused")
+    usable, n_partial = wanted & (status == OK), int(np.sum(wanted & (status == PARTIAL)))
+    what, notes = "samples with a target" if regresses else "labelled samples", []
+    if n_partial:
+        why = "values are missing in them, and coefficients that see too little are NaN"
+        notes.append(f"{n_partial} {what} are partial and not used: {why}")
     if not usable.any():
-        return "no usable sample has a label"
+        return "; ".join([f"no usable sample has a {'target' if regresses else 'label'}", *notes])
     kind = "split" if {"train", "test"} <= set(split[usable]) else "folds"
-    notes = []
     if kind == "split" and (split[usable] == "").any():
-        notes.append(
-            f"{np.sum(split[usable] == '')} labelled samples belong to neither part of the split and are not used"
-        )
+        notes.append(f"{np.sum(split[usable] == '')} {what} belong to neither part of the split and are not used")
         usable &= split != ""
-    if kind == "folds":
+    if kind == "folds" and not regresses:
         names, counts = np.unique(labels[usable], return_counts=True)
         for name, count in zip(names[counts < 2], counts[counts < 2], strict=True):
             notes.append(f"class {name!r} has {count} sample and is left out: folds need two")
             usable &= labels != name
     samples = np.flatnonzero(usable)
-    names, codes = np.unique(labels[samples], return_inverse=True)
     training = split[samples] == "train" if kind == "split" else np.ones(len(samples), dtype=bool)
-    if len(set(codes[training])) < 2:
-        only = f"only the class {names[codes[training]][0]!r}" if training.any() and len(names) else "no class"
-        return f"{only} has enough samples to be fitted, and a classifier needs two"
+    if regresses:  # numbers are one stratum
+        names, codes = np.array([""]), np.zeros(len(samples), np.intp)
+        if len(set(targets[samples[training]])) < 2:
+            return f"the {training.sum()} samples to fit do not have two different targets"
+    else:
+        names, codes = np.unique(labels[samples], return_inverse=True)
+        if len(set(codes[training])) < 2:
+            only = f"only the class {names[codes[training]][0]!r}" if training.any() and len(names) else "no class"
+            return f"{only} has enough samples to be fitted, and a classifier needs two"
     unseen = sorted(set(names) - set(names[codes[training]]))
     if unseen:
         notes.append(
@@ -102,48 +127,52 @@ def choose_protocol(cube: "xr.Dataset", options: "FitOptions") -> Protocol | str
         n_train = int(training.sum())
         parts = [Part(slice(0, n_train), n_held, slice(n_train, len(codes)))]
     else:
-        images = _images(cube)[samples]
-        folds, said = _folds(codes, images, names, options)
+        words = ("patches", "an image") if "y0" in cube.coords else ("segments", "a recording")
+        folds, said = _folds(codes, _items(cube)[samples], names, options, words)
         notes += said
         parts = []
         for fold, test in folds:
             inside, held = hold_out(codes[fold], options.seed)
             parts.append(Part(fold[inside], held, test))
-    return Protocol(samples, codes, tuple(map(str, names)), tuple(parts), n_held, kind, tuple(notes))
+    truth, classes = (targets[samples], ()) if regresses else (codes, tuple(map(str, names)))
+    return Protocol(samples, truth, classes, tuple(parts), n_held, kind, tuple(notes))
 
 
-def _images(cube: "xr.Dataset") -> np.ndarray:
-    """Name the image of every sample; a sample that is no patch is an image of its own."""
-    ids = cube["sample_id"].values.astype(object)
-    if "y0" not in cube.coords:
-        return ids
-    return np.array([name.rpartition("@")[0] for name in ids.tolist()], dtype=object)
+def _items(cube: "xr.Dataset") -> np.ndarray:
+    """Name the image or recording that every sample is cut from; one that is whole is an item of its own."""
+    ids = cube["sample_id"].values.tolist()
+    return np.array([piece["item"] if (piece := PIECE.fullmatch(name)) else name for name in ids], dtype=object)
 
 
 def _folds(
-    codes: np.ndarray, images: np.ndarray, names: np.ndarray, options: "FitOptions"
+    codes: np.ndarray, items: np.ndarray, names: np.ndarray, options: "FitOptions", words: tuple[str, str]
 ) -> tuple[Iterable[tuple[np.ndarray, np.ndarray]], list[str]]:
-    """Cut the samples into stratified folds that keep the patches of an image together, where there are images enough.
+    """Cut the samples into stratified folds that keep the pieces of an item together, where there are items enough.
 
-    Neighbouring patches resemble each other: with one to fit on and one to test, a score says too much.
+    Neighbouring pieces resemble each other: with one to fit on and one to test, a score says too much. ``words`` are
+    what pieces and an item are called.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     notes = []
     counts, kind = np.bincount(codes), "samples"
-    grouped = len(set(images)) < len(images)
+    (pieces, item), grouped = words, len(set(items)) < len(items)
     if grouped:
-        by_class = np.array([len(set(images[codes == code])) for code in range(len(names))])
+        by_class = np.array([len(set(items[codes == code])) for code in range(len(names))])
         if by_class.min() >= 2:
-            counts, kind = by_class, "images"
+            counts, kind = by_class, f"{item.split()[1]}s"
         else:
             grouped = False
-            alone = names[by_class.argmin()]
-            notes.append(f"folds part the patches of an image, because class {alone!r} has one image only: use a split")
+            alone = _said(names, int(by_class.argmin()))
+            notes.append(f"folds part the {pieces} of {item}, because {alone} one {item.split()[1]} only: use a split")
     n_folds = min(options.folds, int(counts.min()))
     if n_folds < options.folds:
-        notes.append(
-            f"{n_folds} folds instead of {options.folds}: class {names[counts.argmin()]!r} has {n_folds} {kind}"
-        )
+        short = _said(names, int(counts.argmin()))
+        notes.append(f"{n_folds} folds instead of {options.folds}: {short} {n_folds} {kind}")
     splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(n_folds, shuffle=True, random_state=options.seed)
-    return splitter.split(codes, codes, images if grouped else None), notes
+    return splitter.split(codes, codes, items if grouped else None), notes
+
+
+def _said(names: np.ndarray, code: int) -> str:
+    """Begin a sentence about what a class has, or all samples where numbers are predicted."""
+    return f"class {names[code]!r} has" if names[code] else "the archive has"

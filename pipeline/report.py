@@ -10,18 +10,18 @@ import numpy as np
 import yaml
 
 from scattercube.pipeline import charts
+from scattercube.pipeline.exhibits import exhibit_of
+from scattercube.pipeline.exhibits.view import CURVE_SAMPLES, View
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import in_words
-from scattercube.pipeline.store import ABSENT, OK, QUARANTINED, Store, open_cube, replace_file
+from scattercube.pipeline.store import ABSENT, OK, PARTIAL, QUARANTINED, Store, open_cube, replace_file
 
 if TYPE_CHECKING:
     import xarray as xr
 
-EXAMPLE_CLASSES, EXAMPLES_EACH, EXAMPLES_UNLABELLED = 6, 3, 9
-CURVES, CURVE_SAMPLES = len(charts.COLOURS), 48  # classes in one drawing, and samples of each behind its curve
 MATRIX_CLASSES = 30  # beyond, a list of confusions says more than a matrix
 BAD_ROWS, CONFUSED_PAIRS = 20, 20
-DARKEST = 1e-3  # the disks' colours end here, relative to the largest coefficient
+UNITS = {"pixel": "px", "voxel": "voxels", "sample": "samples"}
 
 
 def report(places: Places) -> Path:
@@ -41,7 +41,8 @@ def report(places: Places) -> Path:
     journals = {"ingest": Store(places.chunks).events(), "extract": Store(places.cube).events()}
     run, fitted = _json(places.run_file), _json(places.fit / "scores.json")
     scores = fitted if "heads" in fitted else None
-    ok = np.flatnonzero(cube["status"].values == OK)
+    view = View(cube, chunks, np.flatnonzero(np.isin(cube["status"].values, (OK, PARTIAL))))
+    shown = exhibit_of(view)
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
     page.filters |= {"nbytes": in_words, "percent": _percent, "figure": _figure}
     html = page.get_template("report.html.j2").render(
@@ -51,12 +52,21 @@ def report(places: Places) -> Path:
         entry=yaml.safe_load(cube.attrs.get("entry", "")) or {},
         counts=_counts(cube, places),
         sizes={str(name): size for name, size in cube["scattering"].sizes.items()},
-        selection=_selection(cube),
-        examples=_examples(cube, chunks, ok),
-        filters=_filters(cube),
-        energies=_energies(cube, ok),
+        selection=_selection(view),
+        exhibit=f"exhibits/{shown.template}",
+        examples=shown.examples(view),
+        filters=shown.filters(view),
+        energies=shown.energies(view),
+        n_shown=len(view.rows),
+        n_classes=len(view.classes),
+        curve_samples=CURVE_SAMPLES,
+        bands=charts.BANDS,
+        colour_bar=charts.colour_bar(),
+        has_coverage="coverage" in cube,
         scores=scores,
         best=_best(scores) if scores else None,
+        regression=_regression(scores) if scores else None,
+        target_name=_target_name(cube),
         nothing=fitted.get("nothing", "no head has been fitted to this cube yet"),
         bad=_bad([*journals["ingest"], *journals["extract"]]),
         stages=[_stage(name, events) for name, events in journals.items() if events],
@@ -76,149 +86,56 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _counts(cube: "xr.Dataset", places: Places) -> dict[str, int]:
     status = cube["status"].values
-    states = {"ok": OK, "quarantined": QUARANTINED, "absent": ABSENT}
+    states = {"ok": OK, "partial": PARTIAL, "quarantined": QUARANTINED, "absent": ABSENT}
     stored = sum(file.stat().st_size for file in places.cube.rglob("*") if file.is_file())
     return {name: int(np.sum(status == code)) for name, code in states.items()} | {
         "samples": len(status),
-        "nbytes": int(cube["scattering"].nbytes),
+        "nbytes": sum(int(variable.nbytes) for name, variable in cube.data_vars.items() if name != "status"),
         "stored_nbytes": stored,
     }
 
 
-def _selection(cube: "xr.Dataset") -> str:
+def _selection(view: View) -> str:
     """The line of Python that selects by physics, for the highest of the orders 2 and 1 that the cube has."""
-    order = min(2, int(cube["order"].values.max()))
-    if order == 0:
-        return "smooth = cube.scattering.isel(path=cube.order.values == 0)"
-    scale = np.max(cube[f"scale{order}"].values[cube["order"].values == order])
-    return (
-        f"coarse = cube.scattering.isel(path=((cube.order == {order}) & (cube.scale{order} >= {scale:g})).values)"
-        f"  # {scale:g} px and above"
-    )
+    for order in (2, 1):
+        paths = view.order == order
+        scales = view.columns.get(f"scale{order}", np.zeros(0))
+        if paths.any() and len(scales):
+            scale, unit = _rounded_down(float(np.max(scales[paths]))), view.unit(f"scale{order}")
+            chosen = f"(cube.order == {order}) & (cube.scale{order} >= {scale:g})"
+            above = f"{scale:g} {UNITS.get(unit, unit)} and above"
+            return f"coarse = cube.scattering.isel(path=({chosen}).values)  # {above}"
+    order = int(view.order.max())
+    name = "smooth" if order == 0 else "highest"
+    return f"{name} = cube.scattering.isel(path=cube.order.values == {order})"
 
 
-def _classes(cube: "xr.Dataset", ok: np.ndarray) -> dict[str, np.ndarray]:
-    """The usable samples of each label, by label; all of them under the empty label where there are none."""
-    labels = cube["label"].values[ok].astype(object) if "label" in cube.coords else np.full(len(ok), "", dtype=object)
-    found = {str(label): ok[labels == label] for label in np.unique(labels) if label}
-    return found or ({"": ok} if len(ok) else {})
+def _rounded_down(value: float) -> float:
+    """Three figures that are no more than the value: what is compared with them must not fail by rounding."""
+    rounded = float(f"{value:.3g}")
+    return rounded if rounded <= value else rounded - 10.0 ** (np.floor(np.log10(value)) - 2)
 
 
-def _spread(samples: np.ndarray, most: int) -> np.ndarray:
-    return np.asarray(samples[np.unique(np.linspace(0, len(samples) - 1, min(len(samples), most)).round().astype(int))])
+def _target_name(cube: "xr.Dataset") -> str:
+    """What heads predict where that is a number; empty where they tell classes."""
+    return str(cube["target"].attrs.get("long_name", "target")).partition(",")[0] if "target" in cube.coords else ""
 
 
-def _columns(cube: "xr.Dataset") -> dict[str, np.ndarray]:
-    return {str(name): coord.values for name, coord in cube.coords.items() if coord.dims == ("path",)}
-
-
-def _examples(cube: "xr.Dataset", chunks: "xr.Dataset", ok: np.ndarray) -> dict[str, Any]:
-    """A few samples of each class as picture and disks, on colour scales that all of them share."""
-    classes = _classes(cube, ok)
-    most = EXAMPLES_EACH if any(classes) else EXAMPLES_UNLABELLED
-    shown = {label: _spread(samples, most) for label, samples in list(classes.items())[:EXAMPLE_CLASSES]}
-    if not shown:
-        return {"groups": []}
-    rows = np.unique(np.concatenate(list(shown.values())))
-    signal = chunks["signal"][rows].values
-    features = cube["scattering"][rows]
-    values = features.mean([dim for dim in features.dims if dim not in ("sample", "path")], dtype=np.float64).values
-    columns = _columns(cube)
-    limits = (0.0, 255.0) if signal.dtype == np.uint8 else tuple(np.percentile(signal, (0.5, 99.5)).tolist())
-
-    disks: list[dict[str, Any]] = []
-    for order in range(1, min(2, int(columns["order"].max())) + 1):
-        disk = charts.Disk(columns, _J(cube))
-        ends = _limits(values[:, columns["order"] == order])
-        pictures = [disk.draw(one, disk.paths(order), ends) for one in values]
-        disks.append({"order": order, "limits": ends, "pictures": pictures})
-    ids = cube["sample_id"].values[rows]
-    place = {int(row): index for index, row in enumerate(rows)}
-    groups = [
-        {
-            "label": label,
-            "n": len(classes[label]),
-            "samples": [
-                {
-                    "id": str(ids[place[row]]),
-                    "picture": charts.photograph(signal[place[row]], (limits[0], limits[1])),
-                    "disks": [one["pictures"][place[row]] for one in disks],
-                }
-                for row in samples.tolist()
-            ],
-        }
-        for label, samples in shown.items()
-    ]
-    return {
-        "groups": groups,
-        "n_classes": len(classes),
-        "limits": limits,
-        "disks": [{"order": one["order"], "limits": one["limits"]} for one in disks],
-        "bar": charts.colour_bar(),
-        "channels": signal.shape[1] if signal.ndim == 4 else 0,
-    }
-
-
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """The ends of a logarithmic colour scale: the largest value, and the smallest that is not negligible beside it."""
-    high = float(values.max(initial=0.0))
-    if high <= 0:
-        return (DARKEST, 1.0)
-    visible = values[values >= DARKEST * high]
-    return (float(visible.min()), high)
-
-
-def _J(cube: "xr.Dataset") -> int:
-    return int(yaml.safe_load(cube.attrs["spec"])["J"])
-
-
-def _filters(cube: "xr.Dataset") -> str:
-    """The drawing of the filter bank; empty where the cube has no wavelets."""
-    columns = _columns(cube)
-    first = columns["order"] == 1
-    if not first.any():
-        return ""
-    return charts.filter_bank(_J(cube), columns["theta1"][first & (columns["j1"] == 0)])
-
-
-def _energies(cube: "xr.Dataset", ok: np.ndarray) -> dict[str, Any] | None:
-    """First-order energies of the most frequent classes, and what the page says about them; None without any."""
-    columns = _columns(cube)
-    first = np.flatnonzero(columns["order"] == 1)
-    classes = _classes(cube, ok)
-    if not len(first) or not classes:
+def _regression(scores: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The regressor with the smallest error, and the drawing of its predictions; None where heads tell classes."""
+    if scores["task"] != "regression":
         return None
-    first = first[np.lexsort((columns["theta1"][first], columns["j1"][first]))]
-    thetas, scales = (np.unique(columns[name][first]) for name in ("theta1", "scale1"))
-    frequent = sorted(classes, key=lambda label: -len(classes[label]))[:CURVES]
-    drawn: list[tuple[np.ndarray, np.ndarray]] = []
-    legend: list[dict[str, str]] = []
-    for label in sorted(frequent):
-        S1 = cube["scattering"].isel(sample=_spread(classes[label], CURVE_SAMPLES), path=first).astype(np.float64)
-        mean = (
-            (S1.astype(np.float64) ** 2)
-            .mean([dim for dim in S1.dims if dim not in ("sample", "path")])
-            .transpose("sample", "path")
-        )
-        energy = mean.values.reshape(-1, len(scales), len(thetas))
-        by_theta = energy.mean(axis=0).sum(axis=0)
-        if by_theta.sum() > 0:
-            drawn.append((np.percentile(energy.sum(axis=2), (25, 50, 75), axis=0), by_theta / by_theta.mean()))
-            dash = ",".join(map(str, charts.DASHES[len(legend)]))
-            legend.append({"label": label, "colour": charts.COLOURS[len(legend)], "dash": dash})
-    if not drawn:
-        return None
-    return {
-        "svg": charts.energies(scales, thetas, drawn),
-        "legend": legend,
-        "n_classes": len(classes),
-        "n_each": CURVE_SAMPLES,
-        "bands": len(drawn) <= charts.BANDS,
-    }
+    name = min(scores["heads"], key=lambda one: scores["heads"][one]["mae"])
+    head = scores["heads"][name]
+    true, predicted = np.array(head["pairs"])
+    svg = charts.predictions(true, predicted, scores["unit"])
+    return {"name": name, "head": head, "svg": svg, "n_shown": len(head["pairs"][0])}
 
 
-def _best(scores: Mapping[str, Any]) -> dict[str, Any]:
+def _best(scores: Mapping[str, Any]) -> dict[str, Any] | None:
     """The head with the highest accuracy, its confusion matrix by rows, and its most frequent confusions."""
+    if scores["task"] != "classification":
+        return None
     name = max(scores["heads"], key=lambda one: scores["heads"][one]["accuracy"])
     head, classes = scores["heads"][name], scores["classes"]
     matrix = np.array(head["confusion"])
@@ -244,6 +161,8 @@ def _stage(name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Add up the journal of a stage, whatever run wrote it."""
     parts = {part: sum(event[f"{part}_s"] for event in events) for part in ("read", "compute", "write")}
     total = {part: sum(event[part] for event in events) for part in ("n_samples", "nbytes_in", "nbytes_out")}
+    if any("," in event["key"] for event in events):  # fields: many keys make one sample
+        total["n_samples"] = len({event["key"].partition(",")[0] for event in events})
     busy = max(sum(parts.values()), 1e-9)
     return {
         "name": name,

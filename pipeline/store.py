@@ -19,9 +19,10 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from scattercube.pipeline.errors import StoreError
-from scattercube.pipeline.plan import ChunkKey
+from scattercube.pipeline.keys import ChunkKey, Keys
 from scattercube.pipeline.spec import digest
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 zarr.config.set({"array.write_empty_chunks": True})
 
 ROOT_DOCUMENT = "zarr.json"
-OK, QUARANTINED, ABSENT = 0, 1, 2  # the status of a sample: an unwritten chunk also reads as fill values
+# The status of a sample: an unwritten chunk also reads as fill values. Partial: some of it is NaN, by its coverage.
+OK, QUARANTINED, ABSENT, PARTIAL = 0, 1, 2, 3
 IDENTITY = "identity"  # the attribute that says what a store holds; the same identity is resumed, another is refused
 
 
@@ -115,28 +117,32 @@ class Store:
         StoreError
             An array is not exactly the shard of ``key``, or the disk refused it.
         """
-        start = dict(key.offsets)["sample"]
-        content = hashlib.blake2b(digest_size=16)
+        starts = dict(key.offsets)
+        content = hashlib.sha256()
         for name, values in arrays.items():
             array = self._array(name, "r+")
-            shard = (array.shards or array.chunks)[0]
-            expected = (min(shard, array.shape[0] - start), *array.shape[1:])
-            if start % shard or values.shape != expected or values.dtype != array.dtype:
+            shard, at = array.shards or array.chunks, [starts.get(dim, 0) for dim in array.metadata.dimension_names]
+            expected = tuple(min(n, size - a) for n, size, a in zip(shard, array.shape, at, strict=True))
+            aligned = not any(a % n for a, n in zip(at, shard, strict=True))
+            if not aligned or values.shape != expected or values.dtype != array.dtype:
                 raise StoreError(
                     f"{self.path.name}/{name} {key}: got {values.dtype}{values.shape}; one write is one whole shard, "
                     f"here {array.dtype}{expected} starting at a multiple of {shard}"
                 )
             with self._explained(f"write {name} {key}"):
-                array[start : start + len(values)] = values
+                array[tuple(slice(a, a + n) for a, n in zip(at, expected, strict=True))] = values
             content.update(np.ascontiguousarray(values).data)
-        return content.hexdigest()
+        return content.hexdigest()[:32]
 
-    def read(self, name: str, region: slice) -> np.ndarray:
-        """Read some samples of one variable; raises StoreError when it is absent or damaged."""
-        with self._explained(f"read {name} {region.start}:{region.stop}"):
+    def read(self, name: str, region: slice | Mapping[str, slice]) -> np.ndarray:
+        """Read some samples of one variable, or a region by dims; raises StoreError when it is absent or damaged."""
+        wanted = {"sample": region} if isinstance(region, slice) else region
+        with self._explained(f"read {name} {', '.join(f'{dim} {s.start}:{s.stop}' for dim, s in wanted.items())}"):
             array = self._array(name, "r")
-            self._refuse_absent_shards(name, array, region)
-            values = np.asarray(array[region])
+            dims = zip(array.metadata.dimension_names, array.shape, strict=True)
+            box = tuple(wanted.get(dim, slice(0, size)) for dim, size in dims)
+            self._refuse_absent_shards(name, array, box)
+            values = np.asarray(array[box])
         return values.astype(object) if values.dtype.kind in "TU" else values
 
     def record(self, event: Mapping[str, Any]) -> None:
@@ -165,10 +171,21 @@ class Store:
         if whole < self.journal.stat().st_size:
             os.truncate(self.journal, whole)
 
-    def missing(self, keys: Iterable[ChunkKey]) -> tuple[ChunkKey, ...]:
+    def missing(self, keys: Keys) -> Keys:
         """Return the keys that are not in the journal: the whole of "resume"."""
-        done = {event["key"] for event in self._journalled()}
-        return tuple(key for key in keys if str(key) not in done)
+        return keys.without(event["key"] for event in self._journalled())
+
+    def settle(self, n_samples: int) -> None:
+        """Write the status of every sample of a store whose samples are made by several keys, from the journal.
+
+        What any of its keys says of a sample holds for all of it, and quarantine goes before the rest.
+        """
+        status = np.full(n_samples, OK, np.uint8)
+        for sample, code in (pair for event in self._journalled() for pair in event["not_ok"]):
+            if status[sample] != QUARANTINED:
+                status[sample] = code
+        with self._explained("write status"):
+            self._array("status", "r+")[:] = status
 
     def publish(self) -> None:
         """Let readers see the store: put the root document in place, atomically and durably."""
@@ -194,11 +211,12 @@ class Store:
     def _array(self, name: str, mode: str) -> Any:
         return zarr.open_array(self.path / name, mode=mode, zarr_format=3)
 
-    def _refuse_absent_shards(self, name: str, array: Any, region: slice) -> None:
+    def _refuse_absent_shards(self, name: str, array: Any, box: tuple[slice, ...]) -> None:
         """Zarr would read an absent shard as zeros or NaN, without a word."""
-        length = (array.shards or array.chunks)[0]
-        for index in range(region.start // length, -(-region.stop // length)):
-            file = self.path / name / array.metadata.encode_chunk_key((index, *(0,) * (array.ndim - 1)))
+        lengths = array.shards or array.chunks
+        touched = [range(s.start // n, -(-s.stop // n)) for s, n in zip(box, lengths, strict=True)]
+        for index in product(*touched):
+            file = self.path / name / array.metadata.encode_chunk_key(index)
             if not file.exists():
                 raise StoreError(
                     f"{file}: the shard is not there, though it was written: remove {self.path} to make it anew"
@@ -270,7 +288,7 @@ def _documents(template: "xr.Dataset") -> dict[str, bytes]:
                 dtype=variable.dtype,
                 chunks=variable.encoding["chunks"],
                 shards=variable.encoding.get("shards"),
-                compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")],
+                compressors=[BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")],
                 fill_value=np.nan if variable.dtype.kind == "f" else 0,
                 dimension_names=[str(dim) for dim in variable.dims],
                 attributes=dict(variable.attrs),

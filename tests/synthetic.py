@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from scattercube.kernels import Scattering2D
+from scattercube.pipeline.cube import path_coordinates
 from scattercube.pipeline.places import Places
-from scattercube.pipeline.spec import Spec
-from scattercube.pipeline.store import Store
+from scattercube.pipeline.spec import ImageSpec, Spec
+from scattercube.pipeline.store import OK, PARTIAL, QUARANTINED, Store
+from scattercube.pipeline.transforms import build, output_dims
 
-SPEC = Spec(J=2, L=4)
+SPEC = ImageSpec(J=2, L=4)
 
 
 def oriented_noise(angles_deg: Sequence[float], n_each: int, size: int = 16, seed: int = 0) -> np.ndarray:
@@ -30,6 +31,31 @@ def oriented_noise(angles_deg: Sequence[float], n_each: int, size: int = 16, see
     return np.concatenate(images).astype(np.float32)
 
 
+def chirps(rates: Sequence[float], n_each: int, size: int = 1024, seed: int = 0) -> np.ndarray:
+    """Tones that rise or fall by so many octaves over the signal, from random pitches, in noise; standardised."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(size) / size
+    signals = []
+    for octaves in rates:
+        pitch = 0.05 * 2 ** (rng.uniform(-0.5, 0.5, (n_each, 1)) + octaves * (time - 0.5))
+        phase = 2 * np.pi * (np.cumsum(pitch, axis=1) + rng.uniform(size=(n_each, 1)))
+        sound = np.cos(phase) * (1 + np.cos(2 * np.pi * 8 * time)) + 0.1 * rng.standard_normal((n_each, size))
+        signals.append((sound - sound.mean(axis=1, keepdims=True)) / sound.std(axis=1, keepdims=True))
+    return np.concatenate(signals).astype(np.float32)
+
+
+def blobs(widths: Sequence[float], n_each: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    """Volumes of a few Gaussians of one width at random places, of equal mass."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*(np.arange(size),) * 3, indexing="ij")
+    volumes = []
+    for width in np.repeat(widths, n_each):
+        places = rng.uniform(4, size - 4, (3, 3))
+        squares = [sum((axis - x) ** 2 for axis, x in zip(axes, place, strict=True)) for place in places]
+        volumes.append(sum(np.exp(-square / (2 * width**2)) for square in squares) / width**3)
+    return np.array(volumes, np.float32)
+
+
 def make_run(
     root: Path,
     signal: np.ndarray,
@@ -39,24 +65,42 @@ def make_run(
     spec: Spec = SPEC,
     name: str = "synthetic",
     columns: Mapping[str, np.ndarray] | None = None,
+    target: np.ndarray | None = None,
+    rate: float | None = None,
+    tiles: Mapping[str, int] | None = None,
     **attrs: Any,
 ) -> Places:
-    """Write what ``fit`` and ``report`` read, for signals (sample, [channel,] y, x)."""
-    places = Places(root, name, spec.digest)
-    n, lead = len(signal), signal.shape[1:-2]
+    """Write what ``fit`` and ``report`` read, for signals (sample, [channel,] …) of the Spec's kind.
+
+    Of samples that are partial the first output along the last axis is missing, and so are the values around it. With
+    ``tiles``, lengths by dim, the stores are cut like those of a field.
+    """
+    places, n_axes = Places(root, name, spec.digest), len(spec.signal_dims)
+    n, lead, shape = len(signal), signal.shape[1:-n_axes], signal.shape[-n_axes:]
     status = np.zeros(n, np.uint8) if status is None else np.asarray(status, np.uint8)
-    transform = Scattering2D(spec.J, signal.shape[-2:], L=spec.L, max_order=spec.max_order, padding=spec.padding)
+    transform = build(spec, shape, rate)
     features = np.full((n, *lead, *transform.output_shape), np.nan, np.float32)
-    features[status == 0] = transform(signal[status == 0])
+    there, partial = np.isin(status, (OK, PARTIAL)), status == PARTIAL
+    features[there] = transform(signal[there])
+    variables: dict[str, Any] = {}
+    dims = ("sample", *(("channel",) if lead else ()))
+    feature_dims = (*dims, "path", *output_dims(spec, transform))
+    if partial.any():
+        signal, coverage = signal.astype(np.float32), np.where(np.isnan(features), np.float32(0), np.float32(1))
+        signal[partial, ..., :4] = np.nan
+        features[partial, ..., 0], coverage[partial, ..., 0] = np.nan, 0.25
+        variables["coverage"] = (feature_dims, coverage)
     ids = np.array([f"image-{i:03d}.png" for i in range(n)], dtype=object)
     coords: dict[str, Any] = {"sample_id": ("sample", ids), "source": ("sample", ids)}
     for key, column in {"label": labels, "split": split}.items():
         if column is not None:
             coords[key] = ("sample", np.array(column, dtype=object))
     coords |= {key: ("sample", column) for key, column in (columns or {}).items()}
+    if target is not None:
+        coords["target"] = ("sample", target, {"units": "kJ/mol", "long_name": "energy, from the catalogue entry"})
+    ids = coords["sample_id"][1]
     if lead:
-        coords["channel"] = ("channel", np.array(["red", "green", "blue"], dtype=object))
-    dims = ("sample", *(("channel",) if lead else ()))
+        coords["channel"] = ("channel", np.array(["red", "green", "blue"][: lead[0]], dtype=object))
     attrs = {
         "title": "Synthetic images",
         "licence": "CC0-1.0",
@@ -68,15 +112,17 @@ def make_run(
         "input_checksums": "{}",
         **attrs,
     }
-    positions = {dim: (dim, np.arange(size, dtype=float)) for dim, size in zip("yx", signal.shape[-2:], strict=True)}
-    variables = {"signal": ((*dims, "y", "x"), signal), "status": ("sample", status)}
-    write(xr.Dataset(variables, coords=coords | positions, attrs=attrs), places.chunks)
+    positions = {dim: (dim, np.arange(size, dtype=float)) for dim, size in zip(spec.signal_dims, shape, strict=True)}
+    spacing = {"spacing": [1 / rate], "spacing_units": ["s"]} if rate else {}
+    chunks = {"signal": ((*dims, *spec.signal_dims), signal, spacing), "status": ("sample", status)}
+    write(xr.Dataset(chunks, coords=coords | positions, attrs=attrs), places.chunks, tiles)
 
-    coords |= {key: ("path", values) for key, values in transform.paths.columns.items()}
-    coords |= {dim: (dim, values) for dim, values in zip("yx", transform.positions, strict=True)}
+    coords |= path_coordinates(transform)
+    for dim, values in zip(feature_dims[feature_dims.index("path") + 1 :], transform.positions, strict=True):
+        coords[dim] = (dim, values)
     attrs |= {"spec": spec.to_yaml(), "spec_digest": spec.digest, "filter_digest": transform.filter_digest}
-    variables = {"scattering": ((*dims, "path", "y", "x"), features), "status": ("sample", status)}
-    write(xr.Dataset(variables, coords=coords, attrs=attrs), places.cube)
+    variables |= {"scattering": (feature_dims, features), "status": ("sample", status)}
+    write(xr.Dataset(variables, coords=coords, attrs=attrs), places.cube, tiles)
 
     bad = [
         {
@@ -85,23 +131,30 @@ def make_run(
             "reason": "unreadable",
             "message": "cannot identify",
         }
-        for i in np.flatnonzero(status)
+        for i in np.flatnonzero(status == QUARANTINED)
     ]
     cost = {"attempt": 1, "worker": "pid 1", "started": 0.0, "read_s": 0.1, "compute_s": 0.2, "write_s": 0.05}
     for store, stage, faults in ((places.chunks, "ingest", bad), (places.cube, "extract", [])):
         Store(store).run_folder.mkdir(exist_ok=True)
-        Store(store).record(
-            cost
-            | {"stage": stage, "key": "sample=0", "nbytes_in": signal.nbytes, "nbytes_out": features.nbytes}
-            | {"n_samples": n, "digest": "d", "bad": faults}
-        )
+        keys = ["".join(f",{dim}={at}" for dim in tiles) for at in (0, 8)] if tiles else [""]
+        for key in keys:
+            Store(store).record(
+                cost
+                | {"stage": stage, "key": f"sample=0{key}", "nbytes_in": signal.nbytes, "nbytes_out": features.nbytes}
+                | {"n_samples": n, "digest": "d", "bad": faults}
+            )
     return places
 
 
-def write(dataset: xr.Dataset, path: Path) -> None:
-    """Write a Dataset as a plain Zarr v3 store, cut into chunks of a few samples."""
+def write(dataset: xr.Dataset, path: Path, tiles: Mapping[str, int] | None = None) -> None:
+    """Write a Dataset as a plain Zarr v3 store, cut into chunks of a few samples, or of one and along other dims."""
     encoding = {
-        name: {"chunks": (min(16, len(variable)), *variable.shape[1:])}
+        str(name): {
+            "chunks": tuple(
+                (tiles or {}).get(str(dim), (1 if tiles else min(16, size)) if dim == "sample" else size)
+                for dim, size in variable.sizes.items()
+            )
+        }
         for name, variable in dataset.data_vars.items()
         if len(variable)
     }

@@ -9,7 +9,8 @@ import json
 import os
 import pickle
 import time
-from dataclasses import dataclass, field
+import tracemalloc
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from threadpoolctl import threadpool_info
 
 from scattercube.pipeline import execute
 from scattercube.pipeline.blas import OneThread
+from scattercube.pipeline.clusters import Cluster, connect, load_cluster
 from scattercube.pipeline.errors import ChunkError, SpecError
-from scattercube.pipeline.execute import Cluster, Stage, StepEvent, connect, load_cluster
-from scattercube.pipeline.plan import ChunkKey, Grid
+from scattercube.pipeline.execute import Stage, StepEvent
+from scattercube.pipeline.keys import ChunkKey, Grid
 from scattercube.pipeline.store import Store
 from tests.test_store import shard, template
 
-GRID = Grid(n_samples=40, shard=2, chunk=1)
+GRID = Grid.of_samples(40, shard=2, chunk=1)
 
 
 def step(store, counts, failures, key):
@@ -122,7 +124,7 @@ def test_a_passing_failure_is_retried(tmp_path, where, monkeypatch):
     assert invocations(tmp_path)["sample=6"] == 2
     (event,) = [e for e in stage.store.events() if e["key"] == "sample=6"]
     assert event["attempt"] == 2
-    assert stage.store.missing(stage.keys) == ()
+    assert not stage.store.missing(stage.keys)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +142,13 @@ def test_a_lasting_failure_names_the_key_and_keeps_the_rest(tmp_path, where, fai
     assert done >= 5, "the keys before it are in the journal"
     mended = make_stage(tmp_path)
     assert execute.run(mended, mended.keys, where) == len(missing)
-    assert mended.store.missing(mended.keys) == ()
+    assert not mended.store.missing(mended.keys)
 
 
 def test_a_worker_that_dies_once_costs_nothing(tmp_path, cluster):
     stage = make_stage(tmp_path, {"sample=4": ["die", None]})
     assert execute.run(stage, stage.keys, cluster) == len(GRID.keys)
-    assert stage.store.missing(stage.keys) == ()
+    assert not stage.store.missing(stage.keys)
 
 
 def test_a_key_that_kills_its_worker_is_named_and_no_neighbour_of_it(tmp_path, threads, monkeypatch):
@@ -216,7 +218,7 @@ def test_only_metadata_travels(tmp_path):
     """What goes to a worker and what comes back is small, whatever the shard: nothing for Dask to hold or spill."""
     stage = make_stage(tmp_path)
     event = stage.step(stage.keys[0])
-    assert len(pickle.dumps((stage.step, stage.keys[:1]))) < 2000
+    assert len(pickle.dumps((stage.step, tuple(stage.keys[:1])))) < 2000
     assert len(pickle.dumps(event)) < 1000
 
 
@@ -246,7 +248,7 @@ def test_the_window_stays_bounded(tmp_path, client, monkeypatch):
 
     monkeypatch.setattr(execute._Window, "submit", counted)
     execute.run(stage, stage.keys, client)
-    assert 0 < largest <= execute.WINDOW * 2
+    assert 0 < largest <= execute.WINDOW * sum(client.nthreads().values())
 
 
 @pytest.mark.parametrize(
@@ -275,4 +277,105 @@ def test_measurements_are_in_the_journal(tmp_path, where):
         assert event["stage"] == "test"
         assert event["peak_nbytes"] > 10e6
         assert event["started"] > 1.7e9
-    assert np.sum([event["n_samples"] for event in stage.store.events()]) == GRID.n_samples
+    assert np.sum([event["n_samples"] for event in stage.store.events()]) == GRID.sizes[0]
+
+
+# --- Two stages at once ---
+
+
+def sum_step(source, store, key):
+    """Add up what the source has of the samples of a key, and of those before and behind: it must be there."""
+    region = GRID.region(key)["sample"]
+    values = source.read("values", slice(max(0, region.start - 1), min(40, region.stop + 1)))
+    status = np.zeros(region.stop - region.start, np.uint8)
+    here = np.full((len(status), 3), values.sum(dtype="f4"), "f4")
+    digest = store.write(key, {"values": here, "status": status})
+    return StepEvent(
+        key=str(key), digest=digest, read_s=0.0, compute_s=0.001, write_s=0.0, nbytes_in=0, nbytes_out=24, n_samples=2
+    )
+
+
+def neighbours(key):
+    start = dict(key.offsets)["sample"]
+    return [ChunkKey((("sample", s),)) for s in (start - 2, start, start + 2) if 0 <= s < 40]
+
+
+def chained(folder: Path, failures=None) -> Stage:
+    source = make_stage(folder / "source", failures)
+    store = Store(folder / "sums")
+    step = partial(sum_step, source.store, store)
+    stage = Stage("sums", store, lambda: template(GRID), GRID.keys, step, source, neighbours)
+    store.create(stage.template())
+    return stage
+
+
+def sums(stage: Stage) -> np.ndarray:
+    return stage.store.read("values", slice(0, 40))[:, 0]
+
+
+def test_a_key_runs_after_those_that_it_needs_and_each_once(tmp_path, where):
+    stage = chained(tmp_path)
+    watch = Watch()
+    assert execute.run(stage, stage.keys[4:9], where, watch) == 5
+    needed = {str(key) for key in stage.source.keys[3:10]}
+    assert {event["key"] for event in stage.source.store.events()} == needed, "and no other"
+    done = {event["key"] for event in stage.source.store.events()}
+    assert execute.run(stage, stage.keys, where, watch) == len(GRID.keys) - 5
+    assert invocations(tmp_path / "source") == {str(key): 1 for key in GRID.keys}
+    assert not stage.store.missing(stage.keys)
+    assert done < {event["key"] for event in stage.source.store.events()}
+    values = np.concatenate([shard(GRID, key)["values"] for key in GRID.keys])
+    expected = [values[max(0, s - 1) : s + 3].sum(dtype="f4") for s in range(0, 40, 2)]
+    np.testing.assert_allclose(sums(stage)[::2], expected, rtol=1e-5)
+    assert len(watch.seen) == 2 * len(GRID.keys)
+
+
+def test_what_waits_for_a_key_that_fails_does_not_run(tmp_path, where):
+    stage = chained(tmp_path, {"sample=20": [ValueError("no")] * 3})
+    with pytest.raises(ChunkError, match="test sample=20"):
+        execute.run(stage, stage.keys, where)
+    left = {str(key) for key in stage.store.missing(stage.keys)}
+    assert {"sample=18", "sample=20", "sample=22"} <= left
+    mended = chained(tmp_path)
+    execute.run(mended, mended.keys, where)
+    assert not mended.store.missing(mended.keys)
+
+
+def test_a_worker_that_dies_holds_nobody_up_for_good(tmp_path, cluster):
+    stage = chained(tmp_path, {"sample=20": ["die"]})
+    assert execute.run(stage, stage.keys, cluster) == len(GRID.keys)
+    assert not stage.source.store.missing(GRID.keys)
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """A store of a million shards that has no shards: only keys come and go."""
+
+    lines: list = field(default_factory=list)
+
+    def missing(self, keys):
+        return keys.without(self.lines)
+
+    def record(self, event):
+        self.lines.append(event["key"])
+
+
+def test_a_million_keys_cost_little_and_leave_the_driver_small(monkeypatch):
+    """The serial loop over a step that does nothing: what is left is bookkeeping."""
+    grid = Grid.of_samples(10**6, shard=1, chunk=1)
+    event = StepEvent("", "", 0.0, 0.0, 0.0, 0, 0, 1)
+    source = Stage("read", Imagined(), lambda: None, grid.keys, lambda key: replace(event, key=str(key)))
+    stage = Stage("scatter", Imagined(), lambda: None, grid.keys, source.step, source, lambda key: [key])
+    monkeypatch.setattr(execute, "attempt", lambda name, step, key: replace(step(key), stage=name))
+    work = execute._Work(stage, stage.store.missing(stage.keys))
+    tracemalloc.start()
+    begin = time.perf_counter()
+    for number, done in enumerate(execute._serial(work)):
+        assert done.stage == ("scatter" if number % 2 else "read")
+        if number == 40_000:
+            break
+    seconds = time.perf_counter() - begin
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16e6
+    assert seconds / 40_000 < 5e-3, "a loose bound: the figure is in the benchmarks"

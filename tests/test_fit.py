@@ -15,10 +15,13 @@ from scattercube.pipeline import features
 from scattercube.pipeline.catalog import FitOptions
 from scattercube.pipeline.errors import PlanError, StoreError
 from scattercube.pipeline.features import LOG_FRACTION, pixel_statistics
-from scattercube.pipeline.fit import apply, fit, score
-from scattercube.pipeline.heads import load_head
+from scattercube.pipeline.fit import apply, fit
+from scattercube.pipeline.fitted import load_head
 from scattercube.pipeline.places import Places
-from tests.synthetic import SPEC, make_run, oriented_noise, write
+from scattercube.pipeline.scoring import score
+from scattercube.pipeline.spec import JointSpec, SignalSpec, VolumeSpec
+from scattercube.pipeline.store import OK, PARTIAL
+from tests.synthetic import SPEC, blobs, chirps, make_run, oriented_noise, write
 
 ANGLES = (0, 45, 90)
 RIDGE = FitOptions(heads=("ridge",))
@@ -198,6 +201,29 @@ def test_folds_of_one_image_a_class_say_that_they_part_it(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("together", "accurate"), [(True, False), (False, True)])
+def test_folds_keep_the_segments_of_a_recording_together(tmp_path, together, accurate):
+    """Names that end in where a segment starts name pieces of one recording; an @ elsewhere does not."""
+    rng = np.random.default_rng(0)
+    marks = np.repeat(rng.standard_normal((16, 256)), 6, axis=0)
+    signal = (marks + 0.1 * rng.standard_normal(marks.shape)).astype(np.float32)
+    ending = "@{start}" if together else "@{start}.wav"
+    ids = [f"take-{i:02d}.wav" + ending.format(start=256 * k) for i in range(16) for k in range(6)]
+    columns = {"sample_id": np.array(ids, dtype=object)}
+    labels = [("a", "b")[i % 2] for i in range(16) for _ in range(6)]
+    scores = fit(make_run(tmp_path, signal, labels, columns=columns, spec=SignalSpec(J=4)), RIDGE, "x").scores
+    assert (scores["heads"]["ridge"]["accuracy"] > 0.85) == accurate
+
+
+def test_folds_of_one_recording_a_class_say_that_they_part_it(tmp_path):
+    ids = [f"{name}.wav@{256 * k}" for name in "ab" for k in range(8)]
+    columns = {"sample_id": np.array(ids, dtype=object)}
+    places = make_run(tmp_path, chirps((2, -2), 8), labels_of(8, "a", "b"), columns=columns, spec=SignalSpec(J=5))
+    assert fit(places, RIDGE, "x").scores["protocol"]["notes"] == [
+        "folds part the segments of a recording, because class 'a' has one recording only: use a split"
+    ]
+
+
 def test_two_classes_of_colour_images(tmp_path):
     grey = oriented_noise((0, 90), 20)
     places = make_run(tmp_path, np.stack([grey, -grey, 2 * grey], axis=1), labels_of(20, "no", "yes"))
@@ -207,6 +233,86 @@ def test_two_classes_of_colour_images(tmp_path):
     labels, values = load_head(places.fit / "heads" / "logistic").predict(cube.scattering.values)
     assert values.shape == (40, 2)
     assert np.mean(labels == cube.label.values) > 0.95
+
+
+# --- Other signals than images ---
+
+
+@pytest.mark.parametrize(
+    ("spec", "statistics"),
+    [
+        (SignalSpec(J=6), "amplitude statistics"),
+        (SignalSpec(J=6, T="global"), "amplitude statistics"),
+        (JointSpec(J=6), "amplitude statistics"),
+        (JointSpec(J=6, format="joint"), "amplitude statistics"),
+        (VolumeSpec(J=1, L=2), "voxel statistics"),
+    ],
+)
+def test_signals_of_every_kind_are_told_apart(tmp_path, spec, statistics):
+    """Rising and falling tones, whose histograms are alike; and blobs of two sizes, cut into two channels."""
+    if isinstance(spec, VolumeSpec):
+        signal = np.stack([blobs((1, 2), 12), 2 * blobs((1, 2), 12)], axis=1)
+    else:
+        signal = chirps((4, -4), 12, size=2048)
+    places = make_run(tmp_path, signal, labels_of(12, "a", "b"), spec=spec, rate=8000)
+    scores = fit(places, FitOptions(folds=3), "x").scores
+    # Averaged over all of a signal, its two orders do not say what comes first.
+    if getattr(spec, "T", None) != "global":
+        assert all(head["accuracy"] > 0.9 for head in scores["heads"].values())
+    assert scores["statistics"] == statistics
+    assert statistics in scores["summary"]
+    cube = xr.open_zarr(places.cube, chunks=None)
+    assert scores["n_features"] == cube["scattering"][0].size
+    applied = apply(places.fit / "heads" / "ridge", places.cube)
+    assert set(applied.predicted_label.values) <= {"a", "b"}
+
+
+def test_every_channel_and_path_has_its_own_offset_whatever_lies_behind():
+    coords = {"order": [0, 1, 1]}
+    layout = features.Layout(("channel", "path", "frequency", "time"), (2, 3, 2, 2), coords)
+    assert layout.groups.reshape(2, 3, 4).tolist() == [[[-1] * 4, [1] * 4, [2] * 4], [[-1] * 4, [4] * 4, [5] * 4]]
+    assert features.Layout(("path",), (3,), coords).groups.tolist() == [-1, 1, 2]
+
+
+def test_partial_samples_are_not_used_and_said(tmp_path):
+    status = np.array([OK] * 8 + [PARTIAL] * 2 + [OK] * 9 + [PARTIAL])
+    places = make_run(tmp_path, oriented_noise((0, 90), 10), labels_of(10, "a", "b"), status=status)
+    protocol = fit(places, RIDGE, "x").scores["protocol"]
+    why = "values are missing in them, and coefficients that see too little are NaN"
+    assert protocol["n_samples"] == 17
+    assert protocol["notes"] == [f"3 labelled samples are partial and not used: {why}"]
+    none = make_run(tmp_path / "none", oriented_noise((0, 90), 2), labels_of(2, "a", "b"), status=np.full(4, PARTIAL))
+    assert fit(none, RIDGE, "x").nothing == (
+        f"no usable sample has a label; 4 labelled samples are partial and not used: {why}"
+    )
+
+
+def test_of_samples_with_few_missing_values_the_others_count(tmp_path):
+    places = make_run(tmp_path, oriented_noise((0, 90), 10), labels_of(10, "a", "b"))
+    chunks = xr.open_zarr(places.chunks).load()
+    chunks["signal"][3, 2, 5] = np.nan
+    write(chunks.drop_encoding(), places.chunks)
+    assert fit(places, RIDGE, "x").scores["heads"]["ridge"]["accuracy"] > 0.9
+
+
+def test_one_sample_or_a_field_is_nothing_to_fit(tmp_path, monkeypatch):
+    one = make_run(tmp_path / "one", oriented_noise((0,), 1), ["a"])
+    assert fit(one, RIDGE, "x").nothing == "the cube holds one sample, and heads are fitted to many"
+    monkeypatch.setattr("scattercube.pipeline.protocol.FIELD_FEATURES", 300)
+    fields = make_run(tmp_path / "fields", oriented_noise((0, 90), 4), labels_of(4, "a", "b"))
+    assert fit(fields, RIDGE, "x").nothing == (
+        "a sample is a field of 400 coefficients; cut it into patches or segments to fit heads"
+    )
+
+
+def test_statistics_of_large_samples_are_of_some_values_and_said(tmp_path, monkeypatch):
+    places = make_run(tmp_path, oriented_noise((0, 90), 6), labels_of(6, "a", "b"))
+    monkeypatch.setattr("scattercube.pipeline.fit.thin", lambda signal: features.thin(signal, 200))
+    notes = fit(places, RIDGE, "x").scores["protocol"]["notes"]
+    assert notes == ["pixel statistics are of one value in 3 along each axis, because samples are large"]
+    signal = xr.open_zarr(places.chunks, chunks=None)["signal"]
+    np.testing.assert_array_equal(features.thin(signal, 200).values, signal.values[:, ::3, ::3])
+    assert features.thin(signal) is signal
 
 
 # --- Splits and labels that are odd ---
@@ -356,12 +462,14 @@ def test_scores_are_those_of_scikit_learn(pairs):
     assert found["error_se"] == pytest.approx(stats.binom(n, e).std() / n, abs=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 9), (4, 3, 6, 5)])
+@pytest.mark.parametrize(
+    ("shape", "n_axes"), [((5, 7, 9), 2), ((4, 3, 6, 5), 2), ((5, 60), 1), ((5, 2, 60), 1), ((3, 2, 4, 5, 6), 3)]
+)
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_pixel_statistics_are_those_of_scipy(shape, dtype):
+def test_pixel_statistics_are_those_of_scipy(shape, n_axes, dtype):
     signal = (np.random.default_rng(0).gamma(2, 20, shape)).astype(dtype)
-    found = pixel_statistics(signal)
-    flat = signal.reshape(*shape[:-2], -1).astype(np.float64)
+    found = pixel_statistics(signal, n_axes)
+    flat = signal.reshape(*shape[:-n_axes], -1).astype(np.float64)
     expected = np.stack(
         [
             flat.mean(-1),
@@ -375,6 +483,16 @@ def test_pixel_statistics_are_those_of_scipy(shape, dtype):
         axis=-1,
     )
     np.testing.assert_allclose(found, expected.reshape(shape[0], -1), rtol=1e-5, atol=1e-6)
+
+
+def test_pixel_statistics_leave_out_what_is_missing():
+    signal = np.random.default_rng(0).standard_normal((3, 2, 8, 8)).astype(np.float32)
+    holed = signal.copy()
+    holed[1, 0, :2], holed[2, 1, 0, 0] = np.nan, np.inf
+    found, whole = pixel_statistics(holed), pixel_statistics(signal)
+    np.testing.assert_array_equal(found[0], whole[0])
+    np.testing.assert_array_equal(found[1], np.concatenate([pixel_statistics(signal[1:2, 0, 2:])[0], whole[1, 11:]]))
+    assert np.isfinite(found).all()
 
 
 def test_pixel_statistics_of_a_constant_image_are_finite():

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from scattercube.kernels import device
-from scattercube.pipeline import execute, extract, gpus, plan
+from scattercube.pipeline import clusters, execute, extract, gpus, ingest, plan
+from scattercube.pipeline.clusters import Cluster, connect, load_cluster, refuse_without_device
 from scattercube.pipeline.errors import PlanError, SpecError
-from scattercube.pipeline.execute import Cluster, connect, load_cluster, refuse_without_device
 from scattercube.pipeline.job import Job, run
 from scattercube.pipeline.store import Store
 from tests import late_cuda
@@ -193,7 +193,7 @@ def test_the_context_of_a_gpu_takes_memory_of_its_worker(devices):
     cluster = Cluster(kind="cuda", memory="4GiB")
     assert cluster.worker_nbytes() == (4 << 30) - gpus.CUDA_NBYTES
     assert Cluster(kind="cuda", memory="100MiB").worker_nbytes() == 0
-    assert Cluster(kind="cuda").worker_nbytes() == execute.machine()[1] // 2 - gpus.CUDA_NBYTES
+    assert Cluster(kind="cuda").worker_nbytes() == clusters.machine()[1] // 2 - gpus.CUDA_NBYTES
 
 
 @pytest.fixture
@@ -207,20 +207,25 @@ def ingested(tmp_path, monkeypatch):
     return run(Job(entry=str(tmp_path / "fields.npy"), store=store, set=("J=2",), serial=True, until="ingest")).prepared
 
 
+def reading(prepared):
+    """The stage that has been run already."""
+    return ingest.stage(prepared.places, prepared.entry, prepared.data_root, prepared.listing, prepared.plan)
+
+
 @pytest.mark.parametrize("seed", [None, 1, 2, 3])
 @pytest.mark.parametrize("part_nbytes", [1, 1 << 26])
 def test_extraction_through_a_device_writes_the_same_bytes(ingested, monkeypatch, seed, part_nbytes):
     """The device is a stand-in that works as late as it may; shards are cut into parts, and keys overlap."""
-    cupy, transform, found = late_cuda.make(seed), extract._transform, {}
+    cupy, transform, found = late_cuda.make(seed), plan.Plan.transform, {}
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(device, "_CONVEYORS", {})
     for where in ("cpu", "cuda"):
+        places = SimpleNamespace(chunks=ingested.places.chunks, cube=ingested.places.root / where)
+        stage = extract.stage(places, ingested.entry, ingested.spec, ingested.plan, where, reading(ingested))
+        stage.store.create(stage.template())
         if where == "cuda":
             monkeypatch.setattr(extract, "PART_NBYTES", part_nbytes)
-            monkeypatch.setattr(extract, "_transform", lambda *a: late_cuda.on_device(cupy, transform(*a)))
-        places = SimpleNamespace(chunks=ingested.places.chunks, cube=ingested.places.root / where)
-        stage = extract.stage(places, ingested.entry, ingested.spec, ingested.plan, where)
-        stage.store.create(stage.template())
+            monkeypatch.setattr(plan.Plan, "transform", lambda *a: late_cuda.on_device(cupy, transform(*a)))
         assert len(stage.keys) > 4
         with ThreadPoolExecutor(3) as pool:
             events = list(pool.map(stage.step, stage.keys))
@@ -232,8 +237,9 @@ def test_extraction_through_a_device_writes_the_same_bytes(ingested, monkeypatch
 
 
 def test_only_metadata_travels(ingested):
-    stage = extract.stage(ingested.places, ingested.entry, ingested.spec, ingested.plan, "cuda")
-    assert len(pickle.dumps((stage.step, stage.keys))) < 4000, (
+    places, entry, spec, plan = ingested.places, ingested.entry, ingested.spec, ingested.plan
+    stage = extract.stage(places, entry, spec, plan, "cuda", reading(ingested))
+    assert len(pickle.dumps((stage.step, tuple(stage.keys)))) < 4000, (
         "no filters, no arrays: nothing on a device for Dask to spill"
     )
 
@@ -280,7 +286,7 @@ def test_dask_cuda_gives_each_worker_its_device_and_again_when_it_dies(absent_gp
         assert set(client.nthreads().values()) == {3}
         stage = make_stage(tmp_path, {"sample=4": ["die", None]})
         assert execute.run(stage, stage.keys, client) == len(GRID.keys)
-        assert stage.store.missing(stage.keys) == ()
+        assert not stage.store.missing(stage.keys)
         assert invocations(tmp_path)["sample=4"] == 2
         client.wait_for_workers(2, timeout=30)
         deadline = time.monotonic() + 30

@@ -11,7 +11,8 @@ from sklearn.preprocessing import StandardScaler
 from scattercube.pipeline import features
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.features import LOG_FRACTION, Layout, Scaling
-from scattercube.pipeline.heads import HEADS, FittedHead, hold_out, load_head, scores, train
+from scattercube.pipeline.fitted import FittedHead, load_head
+from scattercube.pipeline.heads import HEADS, hold_out, scores, train
 
 
 def blobs(n: int, p: int, n_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,7 +26,8 @@ from PIL import Image
 
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import EntryError, RecordError, SourceError
-from scattercube.pipeline.sources import Listing, containers, load_entry, read, scan
+from scattercube.pipeline.sources import Listing, load_entry, read, scan
+from scattercube.pipeline.sources.archives import containers
 from scattercube.pipeline.spec import parse
 
 IMAGES = np.random.default_rng(7).integers(0, 256, (7, 5, 6), dtype=np.uint8)
@@ -180,12 +181,12 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Entry:
 class TestContract:
     def test_scan_agrees_with_read_and_both_with_what_was_written(self, archive: Entry) -> None:
         listing, found = everything(archive)
-        assert listing.dims == ("y", "x")
-        assert listing.shape == IMAGES.shape[1:]
+        assert listing.layout.dims == ("y", "x")
+        assert listing.layout.shape == IMAGES.shape[1:]
         order = written_order(archive, listing)
         for sample, image in zip(found, IMAGES[order], strict=True):
             assert isinstance(sample, np.ndarray)
-            assert (sample.shape, sample.dtype) == (listing.shape, listing.dtype)
+            assert (sample.shape, sample.dtype) == (listing.layout.shape, listing.layout.dtype)
             np.testing.assert_array_equal(sample, image)
         codes = {"0": "cat", "1": "dog"}
         labels = [codes.get(label, label) for label in listing.columns["label"]]
@@ -268,13 +269,13 @@ class TestPictures:
         rgb = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
         made = entry(written(tmp_path / "a.png", png(rgb)), sample={"exact": True, "channels": "keep"})
         listing, (sample,) = everything(made)
-        assert (listing.dims, listing.channels) == (("channel", "y", "x"), ("red", "green", "blue"))
+        assert (listing.layout.dims, listing.layout.channels) == (("channel", "y", "x"), ("red", "green", "blue"))
         np.testing.assert_array_equal(sample, rgb.transpose(2, 0, 1))
 
     def test_luminance_is_pillow_s_but_not_rounded(self, tmp_path: Path) -> None:
         rgb = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
         listing, (sample,) = everything(entry(written(tmp_path / "a.png", png(rgb))))
-        assert listing.dtype == np.float32
+        assert listing.layout.dtype == np.float32
         grey = np.asarray(Image.fromarray(rgb).convert("L")).astype(float)
         np.testing.assert_allclose(sample, grey, atol=0.51)
         assert np.any(sample != grey)
@@ -309,8 +310,8 @@ class TestPictures:
         pages = np.random.default_rng(0).normal(0, 1000, (3, 4, 5)).astype(dtype)
         made = entry(written(tmp_path / "a.tif", tiff(pages, photometric="minisblack", byteorder=">")))
         listing, found = everything(made)
-        assert listing.dtype == np.dtype(dtype)
-        assert listing.dtype.isnative
+        assert listing.layout.dtype == np.dtype(dtype)
+        assert listing.layout.dtype.isnative
         assert listing.columns["item"].tolist() == [0, 1, 2]
         np.testing.assert_array_equal(np.stack(found), pages)
 
@@ -337,7 +338,7 @@ class TestPictures:
     def test_sixteen_bit_png(self, tmp_path: Path) -> None:
         deep = np.random.default_rng(0).integers(0, 65536, (4, 5), dtype=np.uint16)
         listing, (sample,) = everything(entry(written(tmp_path / "a.png", png(deep))))
-        assert listing.dtype == np.uint16
+        assert listing.layout.dtype == np.uint16
         np.testing.assert_array_equal(sample, deep)
 
 
@@ -356,13 +357,13 @@ class TestPolicies:
 
     def test_exact_quarantines_other_sizes(self, mixed: Path) -> None:
         listing, found = everything(entry(mixed))
-        assert listing.shape == (9, 12)
+        assert listing.layout.shape == (9, 12)
         assert [reason(sample) for sample in found] == ["", "wrong-shape", "wrong-shape"]
         assert "1.png: 8×8; expected 9×12" in str(found[1])
 
     def test_crop_is_the_centre(self, mixed: Path) -> None:
         listing, found = everything(entry(mixed, sample={"crop": {"size": [5, 6]}}))
-        assert listing.shape == (5, 6)
+        assert listing.layout.shape == (5, 6)
         np.testing.assert_array_equal(found[0], self.original(mixed, "0.png")[2:7, 3:9])
         np.testing.assert_array_equal(found[1], self.original(mixed, "1.png")[1:6, 1:7])
         assert "3×20; need at least 5×6" in str(found[2])
@@ -370,7 +371,7 @@ class TestPolicies:
     @pytest.mark.parametrize("size", [(4, 3), (20, 31), (9, 12)])
     def test_resize_is_pillow_s_bicubic(self, mixed: Path, size: tuple[int, int]) -> None:
         listing, found = everything(entry(mixed, sample={"resize": {"size": size}}))
-        assert (listing.shape, listing.dtype) == (size, np.float32)
+        assert (listing.layout.shape, listing.layout.dtype) == (size, np.float32)
         for name, sample in zip(listing.columns["member"], found, strict=True):
             plane = Image.fromarray(self.original(mixed, name).astype(np.float32))
             expected = np.asarray(plane.resize(size[::-1], Image.Resampling.BICUBIC))
@@ -412,7 +413,7 @@ class TestPolicies:
             assert sample[0, 0] == image[y0, x0]
 
     def test_an_image_is_decoded_once_for_its_patches(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from scattercube.pipeline.sources import images
+        from scattercube.pipeline.sources.pictures import images
 
         path = write_folder(
             tmp_path / "p",
@@ -465,7 +466,7 @@ class TestPolicies:
             sample={"exact": True, "channels": "keep"},
         )
         listing, found = everything(made)
-        assert (listing.shape, listing.dtype) == ((3, 4, 5), np.float32)
+        assert (listing.layout.shape, listing.layout.dtype) == ((3, 4, 5), np.float32)
         np.testing.assert_array_equal(np.stack(found), array.transpose(0, 3, 1, 2) if axis == "last" else array)
 
 
@@ -804,7 +805,7 @@ class TestDamage:
                 few = {name: values[:20] for name, values in listing.columns.items()}
                 for sample in read(made, Path(), few):
                     if not isinstance(sample, RecordError):
-                        assert (sample.shape, sample.dtype) == (listing.shape, listing.dtype)
+                        assert (sample.shape, sample.dtype) == (listing.layout.shape, listing.layout.dtype)
             except (SourceError, EntryError):
                 pass
             file.write_bytes(whole)
@@ -993,7 +994,7 @@ def real() -> Path:
 def test_real_archives(real: Path, name: str, shape: tuple[int, ...], dtype: type, counts: dict[str, int]) -> None:
     made = load_entry(name, real)
     listing = scan(made, real)
-    assert (listing.shape, listing.dtype) == (shape, dtype)
+    assert (listing.layout.shape, listing.layout.dtype) == (shape, dtype)
     assert dict(zip(*np.unique(listing.columns["split"].astype(str), return_counts=True), strict=True)) == counts
     assert listing.notes == ()
     n_classes = {"mnist": 10, "kth-tips": 10, "cifar10-subset": 10, "galaxyzoo2": 2}[name]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scattercube.pipeline.catalog import SPLITS, Entry, Position, Table
+from scattercube.pipeline.catalog import SPLITS, Entry, Table
 from scattercube.pipeline.errors import EntryError, RecordError, SourceError
-from scattercube.pipeline.sources import arrays, delimited
-from scattercube.pipeline.sources.archive import Archive, some
+from scattercube.pipeline.sources.archives.archive import Archive, some
+from scattercube.pipeline.sources.array_files import grids
+from scattercube.pipeline.sources.pictures import delimited
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 Columns = dict[str, np.ndarray]
 # Names that stores and cubes use for something else: dims, and the coordinates of samples and of paths.
 _TAKEN = re.compile(
-    r"sample|channel|path|y|x|time|sample_id|member|item|source|status|signal|scattering|coverage|order|y0|x0|t0"
+    r"sample|channel|path|y|x|time|sample_id|member|item|source|status|signal|scattering|coverage|target|order|y0|x0|t0|table_row"
+    r"|start|duration|source_rate"
     r"|(j|theta|xi|sigma|scale)\d*"
 )
 _MATCH: dict[str, Callable[[str], str]] = {
@@ -30,17 +32,23 @@ _MATCH: dict[str, Callable[[str], str]] = {
 
 
 def partners(entry: Entry, names: Sequence[str]) -> set[str]:
-    """Return the members that hold labels of others, and so are no images themselves."""
-    labels = entry.labels
+    """Return the members that hold labels or masks of others, and so are no images themselves."""
+    labels, sky = entry.labels, entry.sky
     if labels and labels.companion:
         return {name.replace(labels.companion.replace, labels.companion.by) for name in names} - {
             name for name in names if labels.companion.replace in name
         }
-    return {f"{labels.column}.npy"} if labels and entry.reader == "arrays" and labels.column is not None else set()
+    if beside := [part for part in (sky.mask, sky.weight) if part and part.replace] if sky else []:
+        texts = [(str(part.replace), part.by) for part in beside]
+        others = {name.replace(text, by) for text, by in texts for name in names if text in name}
+        return others - {name for text, _ in texts for name in names if text in name}
+    if labels and entry.reader == "arrays":
+        return {f"{labels.column}.npy"} if labels.column is not None else {labels.table.file} if labels.table else set()
+    return set()
 
 
 def describe(
-    entry: Entry, archive: Archive, names: Sequence[str], counts: np.ndarray, items: np.ndarray
+    entry: Entry, archive: Archive, names: Sequence[str], counts: np.ndarray, own: Columns
 ) -> tuple[Columns, list[str]]:
     """Return label, split and metadata columns with a row per sample, and notes.
 
@@ -48,8 +56,8 @@ def describe(
     ----------
     names, counts
         The members, and how many samples each has; the samples of a member follow each other.
-    items
-        For each sample, its position in its member.
+    own
+        What the reader says of each sample: ``item``, its position in its member, and metadata, which may hold a split.
 
     Raises
     ------
@@ -58,6 +66,7 @@ def describe(
     """
     columns: Columns = {}
     notes: list[str] = []
+    items = own["item"]
     if labels := entry.labels:
         if labels.folder:
             columns = {"label": _texts([PurePosixPath(name).parent.name for name in names])}
@@ -70,39 +79,25 @@ def describe(
             columns = {"label": _inner(entry, archive, names, counts, items)}
         if "label" in columns and (n_empty := int(np.count_nonzero(columns["label"] == ""))):
             notes.append(f"{n_empty} of {len(items)} samples have no label")
+        if "target" in columns and (n_empty := int(np.count_nonzero(np.isnan(columns["target"])))):
+            notes.append(f"{n_empty} of {len(items)} samples have no target")
     if entry.split.pattern:
         found = _groups(entry.split.pattern, names, "split.pattern", notes)
         columns["split"] = np.repeat(found["split"], counts)
     elif (column := entry.split.column) is not None:
-        if column not in columns:
-            raise EntryError(f"split.column: no column {column!r}; there are: {', '.join(columns) or 'none'}")
-        columns["split"] = columns.pop(column)
-    columns["split"] = _splits(entry, columns.get("split", _texts([""]).repeat(len(items))))
+        if column not in columns | own:
+            raise EntryError(f"split.column: no column {column!r}; there are: {', '.join(columns | own) or 'none'}")
+        columns["split"] = columns.pop(column) if column in columns else own[column]
+    columns["split"] = splits_of(entry, columns.get("split", _texts([""]).repeat(len(items))))
     return columns, notes
-
-
-def by_position(
-    position: Position, y0: np.ndarray, x0: np.ndarray, size: tuple[int, int], extent: np.ndarray
-) -> np.ndarray:
-    """Return the split of patches: train wholly before the gap, test wholly behind it, unused else.
-
-    Parameters
-    ----------
-    extent
-        For each patch, the size of its image along the axis, in pixels.
-    """
-    start = x0 if position.axis == "x" else y0
-    stop = start + size["yx".index(position.axis)]
-    boundary = position.boundary * extent
-    train, test = stop <= boundary - position.gap / 2, start >= boundary + position.gap / 2
-    return np.select([train, test], ["train", "test"], "unused").astype(object)
 
 
 def _texts(values: Sequence[str]) -> np.ndarray:
     return np.array(values, dtype=object)
 
 
-def _splits(entry: Entry, found: np.ndarray) -> np.ndarray:
+def splits_of(entry: Entry, found: np.ndarray) -> np.ndarray:
+    """Return the splits that found values mean. Raises EntryError where one means none."""
     values, inverse = np.unique(found.astype(str), return_inverse=True)
     renamed = [entry.split.rename.get(value, value) for value in values.tolist()]
     if strange := sorted(set(renamed) - set(SPLITS)):
@@ -123,7 +118,7 @@ def _groups(pattern: str, names: Sequence[str], field: str, notes: list[str]) ->
     columns: Columns = {}
     for group in expression.groupindex:
         values = [(match[group] or "") if match else "" for match in matches]
-        columns[_free_name(group, columns, notes)] = _texts(values)
+        columns[free_name(group, columns, notes)] = _texts(values)
     return columns
 
 
@@ -138,13 +133,15 @@ def _inner(entry: Entry, archive: Archive, names: Sequence[str], counts: np.ndar
                 where, values = name, delimited.column(entry, archive, name)
             except RecordError:
                 where, values = name, _texts([""])  # a file that cannot be read has one row, which will be quarantined
+        elif labels.column is not None and not grids.is_raw(name):
+            where, values = name, _in_file(entry, archive, name, str(labels.column))
         else:
             companion = labels.companion
             where = name.replace(companion.replace, companion.by) if companion else f"{labels.column}.npy"
             if where == name or where not in archive:
                 raise EntryError(f"labels: {name} should have its labels in {where}, which is not there")
             try:
-                values = arrays.vector(archive, where).astype(str).astype(object)
+                values = grids.texts(grids.vector(archive, where))
             except RecordError as failure:
                 raise SourceError(f"{archive.path}: the labels cannot be read: {failure}") from failure
         if len(values) <= mine.max(initial=-1):
@@ -153,10 +150,25 @@ def _inner(entry: Entry, archive: Archive, names: Sequence[str], counts: np.ndar
     return np.concatenate(parts)
 
 
+def _in_file(entry: Entry, archive: Archive, name: str, path: str) -> np.ndarray:
+    """Labels that are another array or column of the same file."""
+    try:
+        grid = grids.grid(entry, archive, name)
+    except RecordError:
+        return _texts([""])  # it has one row, which will be quarantined
+    try:
+        return grids.texts(grids.per_item(archive, name, grid, path))
+    except RecordError as failure:
+        if failure.reason in ("missing", "wrong-shape"):
+            raise EntryError(f"labels.column: {failure}") from failure
+        raise SourceError(f"{archive.path}: the labels cannot be read: {failure}") from failure
+
+
 def _from_table(table: Table, split: str, archive: Archive, names: Sequence[str], notes: list[str]) -> Columns:
     # Keys like 00012 are names, not numbers, and so are labels and splits.
-    rows = _parse_table(table.file, _table_content(table, archive), {table.key, table.label, split})
-    for wanted in filter(None, (table.key, table.label)):
+    texts = {table.key, table.label, split} - {table.target}
+    rows = parse_table(table.file, table_content(table.file, archive), texts, columns=table.columns)
+    for wanted in filter(None, (table.key, table.label, table.target)):
         if wanted not in rows.column_names:
             raise EntryError(
                 f"labels.table: {table.file} has no column {wanted!r}; it has {', '.join(rows.column_names)}"
@@ -174,14 +186,28 @@ def _from_table(table: Table, split: str, archive: Archive, names: Sequence[str]
         )
     if missing := int(np.count_nonzero(found < 0)):
         notes.append(f"{table.file} does not list {missing} of {len(names)} members")
-    columns = {} if table.label is None else {"label": _column(rows.column(table.label), found)}
+    columns = {} if table.label is None else {"label": column_of(rows.column(table.label), found)}
+    if table.target:
+        columns["target"] = _numbers(table, column_of(rows.column(table.target), found))
     for column in rows.column_names:
-        if column not in (table.key, table.label):
-            columns[_free_name(column, columns, notes)] = _column(rows.column(column), found)
+        if column not in (table.key, table.label, table.target):
+            columns[free_name(column, columns, notes)] = column_of(rows.column(column), found)
     return columns
 
 
-def _column(values: "pa.ChunkedArray", rows: np.ndarray) -> np.ndarray:
+def _numbers(table: Table, found: np.ndarray) -> np.ndarray:
+    """Return what is to be predicted as float64, NaN where it is not known. Raises EntryError where it is no number."""
+    if found.dtype.kind == "O":
+        some_text = next((text for text in found.tolist() if text), "")
+        raise EntryError(
+            f"labels.table.target: {table.target} in {table.file} holds {some_text!r}, which is no number; "
+            "name another column, or call it label"
+        )
+    numbers = found.astype(np.float64)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def column_of(values: "pa.ChunkedArray", rows: np.ndarray) -> np.ndarray:
     """Pick rows of a column; numbers stay numbers, with NaN where there is no row, all else becomes text."""
     import pyarrow as pa
 
@@ -196,23 +222,35 @@ def _column(values: "pa.ChunkedArray", rows: np.ndarray) -> np.ndarray:
     return np.where(absent, "", texts[rows])
 
 
-def table_checksum(table: Table, archive: Archive) -> str:
+def table_checksum(file: str, archive: Archive) -> str:
     """Return the SHA-256 of a table's bytes."""
-    return hashlib.sha256(_table_content(table, archive)).hexdigest()
+    return hashlib.sha256(table_content(file, archive)).hexdigest()
 
 
-def _table_content(table: Table, archive: Archive) -> bytes:
-    if table.file in archive:
+def table_content(file: str, archive: Archive, field: str = "labels.table") -> bytes:
+    """Return the bytes of a table that is in an archive or beside it. Raises SourceError, naming the entry's field."""
+    if file in archive:
         try:
-            return archive.read(table.file)
+            return archive.read(file)
         except RecordError as failure:
-            raise SourceError(f"{archive.path}: the labels cannot be read: {failure}") from failure
-    if (beside := archive.path.parent / table.file).is_file():
+            raise SourceError(f"{archive.path}: {field} cannot be read: {failure}") from failure
+    if (beside := archive.path.parent / file).is_file():
         return beside.read_bytes()
-    raise SourceError(f"labels.table: {table.file} is neither in {archive.path} nor beside it")
+    raise SourceError(f"{field}: {file} is neither in {archive.path} nor beside it")
 
 
-def _parse_table(file: str, content: bytes, texts: set[str | None]) -> "pa.Table":
+def parse_table(
+    file: str,
+    content: bytes,
+    texts: Collection[str | None],
+    field: str = "labels.table",
+    columns: Sequence[str] | None = None,
+) -> "pa.Table":
+    """Return a table of text or Parquet; these of its columns stay text. Raises SourceError, naming the entry's field.
+
+    What separates the columns of text is said by the name's ending: .txt and .dat white space, .tsv tabs, else commas.
+    ``columns`` are their names where no first line has them.
+    """
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -224,13 +262,17 @@ def _parse_table(file: str, content: bytes, texts: set[str | None]) -> "pa.Table
                     rows = rows.set_column(position, name, rows.column(name).cast(pa.string()))
             return rows
         parsing = csv.ParseOptions(delimiter="\t" if ".tsv" in file.lower() else ",")
+        if file.lower().endswith((".txt", ".dat")):  # columns are set apart by white space, and nothing is quoted
+            content = b"\n".join(b"\t".join(line.split()) for line in content.splitlines())
+            parsing = csv.ParseOptions(delimiter="\t", quote_char=False)
+        reading = csv.ReadOptions(column_names=columns)
         converting = csv.ConvertOptions(column_types={name: pa.string() for name in texts if name})
-        return csv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=converting)
+        return csv.read_csv(pa.BufferReader(content), reading, parsing, converting)
     except pa.ArrowException as failure:
-        raise SourceError(f"labels.table: {file} cannot be read: {failure}") from failure
+        raise SourceError(f"{field}: {file} cannot be read: {failure}") from failure
 
 
-def _free_name(name: str, taken: Collection[str], notes: list[str]) -> str:
+def free_name(name: str, taken: Collection[str], notes: list[str]) -> str:
     """Return a name under which a column can stand in a cube; a note says where that is another."""
     plain = re.sub(r"\W+", "_", name).strip("_") or "column"
     given = f"meta_{plain}" if _TAKEN.fullmatch(plain) or plain in taken else plain

@@ -11,8 +11,9 @@ from PIL import Image
 
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import RecordError
-from scattercube.pipeline.sources.archive import Archive
-from scattercube.pipeline.sources.sampling import Header
+from scattercube.pipeline.sources.archives.archive import Archive
+from scattercube.pipeline.sources.pictures.sampling import Header
+from scattercube.pipeline.sources.reader import Window
 
 SINGLE = (".png", ".jpg", ".jpeg")
 _TIFF = (".tif", ".tiff")
@@ -44,22 +45,32 @@ class _Last(threading.local):
 _last = _Last()
 
 
-def header(entry: Entry, archive: Archive, name: str) -> Header:
+def head(entry: Entry, archive: Archive, name: str) -> Header:
     """Return size, dtype and channels of a picture, without its pixels. Raises RecordError."""
     with archive.open(name) as stream, _decoding(name):
         if name.lower().endswith(_TIFF):
             return _tiff_header(stream)
-        with Image.open(stream, formats=_FORMATS) as image:
-            _, n_channels, dtype = _mode(image)
-            _bound(image.width * image.height)
-            alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
-            return Header(image.height, image.width, np.dtype(dtype), n_channels, alpha=alpha)
+        return _picture_header(stream)
 
 
-def read(entry: Entry, archive: Archive, name: str, items: Sequence[int]) -> Iterator[np.ndarray | RecordError]:
+def head_of(content: bytes, where: str) -> Header:
+    """Return size, dtype and channels of a PNG or JPEG in memory, without its pixels. Raises RecordError."""
+    with _decoding(where):
+        return _picture_header(io.BytesIO(content))
+
+
+def picture(content: bytes, where: str) -> np.ndarray:
+    """Decode a PNG or JPEG in memory, as ``(y, x)`` or ``(y, x, channel)``. Raises RecordError."""
+    with _decoding(where):
+        return _picture(content)
+
+
+def decode(
+    entry: Entry, archive: Archive, name: str, items: Sequence[int], window: Window | None
+) -> Iterator[np.ndarray | RecordError]:
     """Yield the pages ``items`` of a picture as ``(y, x)`` or ``(y, x, channel)``, or why one cannot be had.
 
-    Each thread keeps the last picture: the next call may ask for more patches of it.
+    A picture is decoded whole. Each thread keeps the last picture: the next call may ask for more patches of it.
     """
     content: bytes | None = None
     for item in items:
@@ -71,7 +82,7 @@ def read(entry: Entry, archive: Archive, name: str, items: Sequence[int]) -> Ite
                     image = _tiff_page(content, int(item)) if name.lower().endswith(_TIFF) else _picture(content)
                 image.flags.writeable = False  # others will see it
                 _last.key, _last.image = key, image
-            yield _last.image
+            yield _last.image if window is None else _last.image[window]
         except RecordError as failure:
             yield failure
 
@@ -99,6 +110,14 @@ def _mode(image: Image.Image) -> tuple[str, int, type]:
     if image.mode not in _MODES:
         raise RecordError("unreadable", f"colour mode {image.mode}; known: {', '.join(_MODES)}")
     return _MODES[image.mode]
+
+
+def _picture_header(stream: BinaryIO) -> Header:
+    with Image.open(stream, formats=_FORMATS) as image:
+        _, n_channels, dtype = _mode(image)
+        _bound(image.width * image.height)
+        alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+        return Header(image.height, image.width, np.dtype(dtype), n_channels, alpha=alpha)
 
 
 def _picture(content: bytes) -> np.ndarray:

@@ -7,6 +7,7 @@ links and devices are skipped and said, and sizes are bounded before memory is.
 import fnmatch
 import hashlib
 import importlib.util
+import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from scattercube.pipeline.addresses import URL
 from scattercube.pipeline.catalog import DATA_VARIABLE, PACKAGE_LOCATION, Entry
 from scattercube.pipeline.errors import RecordError, ScattercubeError, SourceError
-from scattercube.pipeline.sources.containers import (
+from scattercube.pipeline.sources.archives.containers import (
     MAX_MEMBER_NBYTES,
     MAX_RATIO,
     RATIO_FREE_NBYTES,
@@ -24,12 +26,19 @@ from scattercube.pipeline.sources.containers import (
     open_container,
     packed_suffix,
     stat,
-    streams,
 )
+from scattercube.pipeline.sources.archives.objects import ChangedError, GoneError
+from scattercube.pipeline.sources.archives.prefixes import open_remote
+from scattercube.pipeline.sources.archives.remote import Place, Remote, watch
+from scattercube.pipeline.sources.archives.streams import streams
+
+HEAD_NBYTES = 1 << 16  # at the beginning of a member, where its head is as a rule
+_AHEAD_NBYTES = 1 << 20  # of a member: most images are smaller, and of larger files often only a part is wanted
+_AHEAD = 256  # members that are looked at for what to fetch next
 
 
 class Archive:
-    """An archive on this machine, by member name.
+    """An archive on this machine or behind a URL, by member name.
 
     Attributes
     ----------
@@ -41,7 +50,7 @@ class Archive:
         What readers found out about members, kept as long as the listing.
     """
 
-    def __init__(self, path: Path, container: Container) -> None:
+    def __init__(self, path: Place, container: Container) -> None:
         self.path = path
         self.root = container.root
         self._container = container
@@ -56,10 +65,30 @@ class Archive:
     def notes(self) -> list[str]:
         """Sentences about the members that are refused."""
         _ = self._container.names  # listing finds them
-        return [
+        skipped = [
             f"members skipped because {why}: {len(names)} ({some(names)})"
             for why, names in self._container.skipped.items()
         ]
+        return skipped + (self._notes_of_distance(self.path) if isinstance(self.path, Remote) else [])
+
+    def _notes_of_distance(self, place: Remote) -> list[str]:
+        notes = []
+        if not place.is_secure:
+            notes.append(f"{place} comes without encryption, so nobody vouches for what it holds")
+        if self._container.whole and packed_suffix(place.name):
+            notes.append(f"{place.name} is compressed as a whole, so that every worker gets it from its beginning")
+        return notes
+
+    def each(self, names: Sequence[str], nbytes: int = _AHEAD_NBYTES) -> Iterator[str]:
+        """Go through members in this order, of each of which the first bytes are wanted.
+
+        Where they are far away, those of the next members are fetched several at once.
+        """
+        ready = 0 if len(names) > 1 else 1
+        for position, name in enumerate(names):
+            if isinstance(self.path, Remote) and position >= ready:
+                ready = position + self._container.ahead(names[position : position + _AHEAD], nbytes)
+            yield name
 
     def select(self, globs: Sequence[str], suffixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
         """Return the members that match a glob and have one of the suffixes, and notes about the others.
@@ -85,14 +114,19 @@ class Archive:
         return chosen, notes
 
     def checksum(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return what identifies these members cheaply: path, size and mtime of the archive, or a digest over files."""
+        """Return what identifies members cheaply: path, size and mtime or tag; of a folder, a digest over these."""
         if self.path.is_dir():
             digest = hashlib.sha256()
-            for name in names:
-                digest.update(repr((name, *self.signature(name))).encode())
+            for name in self.each(names, 0):
+                try:
+                    signature = self.signature(name)
+                except RecordError:  # it has gone since it was listed
+                    signature = []
+                digest.update(repr((name, *signature)).encode())
             return {"path": str(self.path), "n_members": len(names), "sha256_of_list": digest.hexdigest()}
-        nbytes, mtime_ns = stat(self.path)
-        return {"path": str(self.path), "nbytes": nbytes, "mtime_ns": mtime_ns}
+        nbytes, changed = stat(self.path)
+        kind = "tag" if isinstance(self.path, Remote) else "mtime_ns"
+        return {"path": str(self.path), "nbytes": nbytes, kind: changed}
 
     def signature(self, name: str) -> list[int]:
         """Return numbers that change when the member changes."""
@@ -137,6 +171,32 @@ class Archive:
             streams.drop(key)  # after an error nobody knows where it stands
             raise
 
+    def random(self, name: str) -> BinaryIO:
+        """Open a member that is read here and there; the caller closes it, and meets what damage raises.
+
+        It is read where it lies. One that would have to be unpacked from its start for every jump is held in memory.
+        Raises RecordError: missing, too-large or unreadable.
+        """
+        if packed_suffix(name) or not self._container.seeks:
+            return io.BytesIO(self.read(name))
+        with self._errors(name):
+            return self._open(name)
+
+    def parts(self, name: str) -> Iterator[tuple[str, int]]:
+        """Yield the files of a bundle, by their keys in it, and their sizes. Raises RecordError."""
+        with self._errors(name):
+            yield from self._container.parts(name)
+
+    def part(self, name: str, key: str) -> str:
+        """Return the name of a file of a bundle, whether it is there or not."""
+        return self._container.part(name, key)
+
+    def read_range(self, name: str, start: int, stop: int | None) -> bytes:
+        """Return bytes of a member, to its end where ``stop`` is None. Raises RecordError, as `read` does."""
+        with self._errors(name), self._open(name) as stream:
+            stream.seek(start)
+            return stream.read((self.nbytes(name) if stop is None else stop) - start)
+
     def _open(self, name: str) -> BinaryIO:
         container = self._container
         if name not in container:
@@ -153,7 +213,13 @@ class Archive:
     def _errors(self, name: str) -> Iterator[None]:
         """Turn what containers and parsers raise on damaged bytes into a RecordError: the list of that has no end."""
         try:
-            yield
+            with watch():
+                yield
+        except (GoneError, ChangedError) as failure:
+            if self._container.whole:
+                raise
+            reason = "missing" if isinstance(failure, GoneError) else "unreadable"
+            raise RecordError(reason, f"{name}: {failure}") from failure
         except ScattercubeError:
             raise
         except FileNotFoundError as failure:
@@ -161,9 +227,13 @@ class Archive:
         except Exception as failure:
             raise RecordError("unreadable", f"{name}: {failure or type(failure).__name__}") from failure
 
+    errors = _errors  # for those who read a stream of `random` through a library
 
-def locate(entry: Entry, data_root: Path) -> Path:
-    """Return where the entry's archive is on this machine. Raises SourceError where it is absent."""
+
+def locate(entry: Entry, data_root: Path) -> Place:
+    """Return where the entry's archive is. Raises SourceError where it should be on this machine and is absent."""
+    if URL.match(entry.location):
+        return Remote.at(entry.location, entry.anonymous, entry.index)
     if package := PACKAGE_LOCATION.fullmatch(entry.location):
         path = _package_folder(entry, package["package"]) / package["path"]
         remedy = f"another version of {package['package']} is installed than the entry was written for"
@@ -188,22 +258,24 @@ def _package_folder(entry: Entry, package: str) -> Path:
     return Path(next(iter(found.submodule_search_locations)))
 
 
-def open_archive(path: Path) -> Archive:
-    """Return the archive at a path; the listing of an unchanged file is made once per process.
+def open_archive(path: Place) -> Archive:
+    """Return the archive at a place; the listing of an unchanged file is made once per process.
 
     Raises
     ------
     SourceError
         There is nothing, or a tar or zip that cannot be listed.
     """
-    nbytes, mtime_ns = stat(path)
-    return Archive(path, open_container(path)) if path.is_dir() else _open_file(path, nbytes, mtime_ns)
+    path = path.resolved() if isinstance(path, Remote) else path
+    if path.is_dir():
+        return Archive(path, open_remote(path) if isinstance(path, Remote) else open_container(path))
+    return _open_file(path, *stat(path))
 
 
 @lru_cache(maxsize=16)
-def _open_file(path: Path, nbytes: int, mtime_ns: int) -> Archive:
-    """List an archive file again when size or modification time say that it is another."""
-    return Archive(path, open_container(path))
+def _open_file(path: Place, nbytes: int, changed: int) -> Archive:
+    """List an archive file again when its size, and its modification time or tag, say that it is another."""
+    return Archive(path, open_remote(path) if isinstance(path, Remote) else open_container(path))
 
 
 def some(names: Sequence[str]) -> str:

@@ -6,10 +6,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from scattercube.pipeline.catalog import Csv, Entry
+from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import EntryError, RecordError
-from scattercube.pipeline.sources.archive import Archive
-from scattercube.pipeline.sources.sampling import Header
+from scattercube.pipeline.policies import Csv
+from scattercube.pipeline.sources.archives.archive import Archive
+from scattercube.pipeline.sources.pictures.sampling import Header
+from scattercube.pipeline.sources.reader import Window
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz")
 _LONGEST_LINE = 16 << 20
@@ -25,7 +27,7 @@ class _Places(threading.local):
 _places = _Places()
 
 
-def header(entry: Entry, archive: Archive, name: str) -> Header:
+def head(entry: Entry, archive: Archive, name: str) -> Header:
     """Return the number of rows and the declared size of their images. Raises RecordError."""
     assert entry.csv is not None
     believed, nbytes, n_lines = archive.nbytes(name), 0, 0
@@ -37,13 +39,16 @@ def header(entry: Entry, archive: Archive, name: str) -> Header:
     return Header(*entry.csv.shape, np.dtype(np.float32), n_items=max(n_lines - entry.csv.header, 0))
 
 
-def read(entry: Entry, archive: Archive, name: str, items: Sequence[int]) -> Iterator[np.ndarray | RecordError]:
+def decode(
+    entry: Entry, archive: Archive, name: str, items: Sequence[int], window: Window | None
+) -> Iterator[np.ndarray | RecordError]:
     """Yield the rows ``items`` as ``(y, x)`` float32, or why one cannot be had. Ascending items read the file once."""
     assert entry.csv is not None
     for item in items:
         try:
             line = _line(archive, name, int(item), entry.csv)
-            yield _image(line, entry.csv, _position(entry, archive, name), f"{name}: row {item}")
+            image = _image(line, entry.csv, _position(entry, archive, name), f"{name}: row {item}")
+            yield image if window is None else image[window]
         except RecordError as failure:
             yield failure
 

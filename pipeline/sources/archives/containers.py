@@ -7,10 +7,9 @@ import lzma
 import os
 import re
 import tarfile
-import threading
 import zipfile
 import zlib
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -18,15 +17,18 @@ from stat import S_IFMT, S_IFREG
 from typing import Any, BinaryIO, Protocol, cast
 
 from scattercube.pipeline.errors import SourceError
+from scattercube.pipeline.sources.archives.bundles import DOCUMENTS, collapse, is_bundle, is_document
+from scattercube.pipeline.sources.archives.remote import Place, Remote, fetch_ahead, watch
+from scattercube.pipeline.sources.archives.streams import Part, streams
 
 MAX_MEMBER_NBYTES = 1 << 30  # of a member that is decoded in memory as a whole
 MAX_RATIO = 250  # unpacked bytes per packed byte; real pictures and text stay below 100
 RATIO_FREE_NBYTES = 16 << 20  # below this size any ratio is harmless
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_OPEN_STREAMS = 4  # per thread; a reader works on one or two members at a time
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _ZIP = (".zip", ".npz")
+_ZIP_HEAD = 256  # bytes that stand before a member beside its name, with room for what other programs add
 _UNPACK: dict[str, Callable[..., Any]] = {
     ".gz": gzip.open,
     ".tgz": gzip.open,
@@ -54,14 +56,21 @@ class Container(Protocol):
 
     Attributes
     ----------
-    root
-        What the names of members are relative to.
     skipped
         Names of members that are not to be read, by reason; complete once ``names`` has been asked.
+    seeks
+        Whether members that are not compressed by themselves can be read here and there at no cost.
+    whole
+        Whether it is one file, so that what becomes of it becomes of all members.
     """
 
-    root: Path
     skipped: Skipped
+    seeks: bool
+    whole: bool
+
+    @property
+    def root(self) -> Place:
+        """What the names of members are relative to."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -80,27 +89,47 @@ class Container(Protocol):
         """Open the member; the stream can seek, and unpacks a member that is compressed by itself."""
 
     def signature(self, name: str) -> list[int]:
-        """Return what changes when the member does."""
+        """Return what changes when the member does; of a bundle, what changes with its documents."""
+
+    def parts(self, name: str) -> Iterator[tuple[str, int]]:
+        """Yield the files of a bundle, by their keys in it, and their sizes."""
+
+    def part(self, name: str, key: str) -> str:
+        """Return the name under which a file of a bundle can be opened."""
+
+    def ahead(self, names: Sequence[str], nbytes: int) -> int:
+        """Fetch the first bytes of some of the next members, where that saves waiting; return of how many.
+
+        Where none are wanted, it finds out what members are, if it does not know.
+        """
 
 
 def open_container(path: Path) -> Container:
     """List what is at a path. Raises SourceError where that is no archive of its kind."""
     if path.is_dir():
-        return _Folder(path)
-    kinds: dict[tuple[str, ...], Callable[[Path], Container]] = {_TAR: _Tar, _ZIP: _Zip}
+        return _Folder(path.parent, only=path.name) if is_bundle(path.name) else _Folder(path)
+    return open_packed(path) or _Folder(path.parent, only=path.name)
+
+
+def open_packed(path: Place) -> Container | None:
+    """List a tar or zip; None where the name is not of one. Raises SourceError where it cannot be listed."""
+    kinds: dict[tuple[str, ...], Callable[[Place], Container]] = {_TAR: _Tar, _ZIP: _Zip}
     for suffixes, kind in kinds.items():
         if path.name.lower().endswith(suffixes):
             try:
-                return kind(path)
+                with watch():
+                    return kind(path)
             except DAMAGE as failure:
                 if isinstance(failure, SourceError):
                     raise
                 raise SourceError(f"{path}: cannot be listed as {suffixes[0]}: {failure}") from failure
-    return _Folder(path.parent, only=path.name)
+    return None
 
 
 class _Folder:
     """A folder with everything below it, or one file of it. It is listed only when asked: reading needs no listing."""
+
+    seeks, whole = True, False
 
     def __init__(self, root: Path, only: str | None = None) -> None:
         self.skipped: Skipped = defaultdict(list)
@@ -114,10 +143,13 @@ class _Folder:
     def _walk(self, folder: str, prefix: str) -> Iterator[str]:
         with os.scandir(folder) as found:
             for item in found:
-                name = _printable(f"{prefix}{item.name}")
+                name = printable(f"{prefix}{item.name}")
                 if item.name.startswith(".") or item.name == "__MACOSX":
                     continue
                 if item.is_dir(follow_symlinks=False):
+                    if is_bundle(name):
+                        yield name
+                        continue
                     yield from self._walk(item.path, f"{prefix}{item.name}/")
                 elif item.is_file():
                     yield name
@@ -128,10 +160,11 @@ class _Folder:
         path = self.root / name
         if path.exists():
             return path
-        return self.root / os.fsdecode(_unprintable(name))
+        return self.root / os.fsdecode(unprintable(name))
 
     def __contains__(self, name: str) -> bool:
-        return not _leaves(name) and self._path(name).is_file()
+        path = self._path(name)
+        return not leaves(name) and (path.is_file() or (is_bundle(name) and path.is_dir()))
 
     def nbytes(self, name: str) -> int:
         return self._path(name).stat().st_size
@@ -140,36 +173,57 @@ class _Folder:
 
     def open(self, name: str) -> BinaryIO:
         path = self._path(name)
-        return _unpacked(path, name) if packed_suffix(name) else path.open("rb")
+        return unpacked(path, name) if packed_suffix(name) else path.open("rb")
 
     def signature(self, name: str) -> list[int]:
-        status = self._path(name).stat()
-        return [status.st_size, status.st_mtime_ns]
+        path = self._path(name)
+        files = [path / document for document in DOCUMENTS] if path.is_dir() else [path]
+        found = [file.stat() for file in files if len(files) == 1 or file.is_file()]
+        return [number for status in found for number in (status.st_size, status.st_mtime_ns)]
+
+    def parts(self, name: str) -> Iterator[tuple[str, int]]:
+        top = self._path(name)
+        for folder, _, files in os.walk(top):
+            for file in (Path(folder) / file for file in files):
+                if file.is_file():
+                    yield file.relative_to(top).as_posix(), file.stat().st_size
+
+    def part(self, name: str, key: str) -> str:
+        return f"{name}/{key}"
+
+    def ahead(self, names: Sequence[str], nbytes: int) -> int:
+        return len(names)
 
 
 class _Tar:
     """A tar is indexed once; then a member is a range of the (unpacked) stream, which every thread reads by itself."""
 
-    def __init__(self, path: Path) -> None:
+    whole = True
+
+    def __init__(self, path: Place) -> None:
         self.skipped: Skipped = defaultdict(list)
         self.root = self._path = path
         self._key = ("tar", str(path), *stat(path))
         self._places: dict[str, tuple[int, int]] = {}
         with self._open_stream() as stream, tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as listing:
             self._index(listing, stream)
-        self.names: Sequence[str] = list(self._places)
+        self.names: Sequence[str]
+        self.names, self._bundles = collapse(self._places, path)
+        self.seeks = not packed_suffix(path.name)
 
     def _open_stream(self) -> BinaryIO:
-        return _unpacked(self._path, self._path.name) if packed_suffix(self._path.name) else self._path.open("rb")
+        if not packed_suffix(self._path.name):
+            return self._path.open("rb")
+        return unpacked(_source(self._path), self._path.name)
 
     def _index(self, listing: tarfile.TarFile, stream: BinaryIO) -> None:
-        limit = max(self._path.stat().st_size * MAX_RATIO, RATIO_FREE_NBYTES)
+        limit = max(stat(self._path)[0] * MAX_RATIO, RATIO_FREE_NBYTES)
         try:
             while (member := listing.next()) is not None:
                 setattr(listing, "members", [])  # noqa: B010  not in the stubs; tarfile would keep a kilobyte per member
-                name = _printable(member.name.removeprefix("./"))
+                name = printable(member.name.removeprefix("./"))
                 regular = member.isreg() and not member.issparse()
-                if not member.isdir() and _admit(name, regular, self._places, self.skipped):
+                if not member.isdir() and admit(name, regular, self._places, self.skipped):
                     self._places[name] = (member.offset_data, member.size)
                 if listing.offset > limit and packed_suffix(self._path.name):
                     raise SourceError(
@@ -184,38 +238,61 @@ class _Tar:
             self.skipped[f"the archive breaks off ({failure})"].append("names unknown")
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._places or name in self._bundles
 
     def nbytes(self, name: str) -> int:
         return self._places[name][1]
 
+    def parts(self, name: str) -> Iterator[tuple[str, int]]:
+        top = self._bundles[name]
+        return ((n.removeprefix(top), size) for n, (_, size) in self._places.items() if n.startswith(top))
+
+    def part(self, name: str, key: str) -> str:
+        return self._bundles[name] + key
+
     packed_nbytes = nbytes
 
     def open(self, name: str) -> BinaryIO:
-        window = io.BufferedReader(_Window(lambda: streams.get(self._key, self._open_stream), *self._places[name]))
-        return _unpacked(window, name) if packed_suffix(name) else window
+        window = io.BufferedReader(Part(lambda: streams.get(self._key, self._open_stream), *self._places[name]))
+        return unpacked(window, name) if packed_suffix(name) else window
 
     def signature(self, name: str) -> list[int]:
         return list(stat(self._path))
+
+    def ahead(self, names: Sequence[str], nbytes: int) -> int:
+        if not (nbytes and self.seeks and isinstance(self._path, Remote)):
+            return len(names)
+        places = [self._places.get(name, (0, 0)) for name in names]
+        return fetch_ahead(self._path, [(start, min(size, nbytes)) for start, size in places])
 
 
 class _Zip:
     """A zip: its directory is the index, and its checksums tell damage."""
 
-    def __init__(self, path: Path) -> None:
+    seeks, whole = False, True
+
+    def __init__(self, path: Place) -> None:
         self.skipped: Skipped = defaultdict(list)
         self.root = self._path = path
-        self._zip = zipfile.ZipFile(path)  # its streams may be read from several threads
+        self._zip = zipfile.ZipFile(_source(path))  # its streams may be read from several threads
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in self._zip.infolist():
-            name = _printable(member.filename.removeprefix("./"))
+            name = printable(member.filename.removeprefix("./"))
             regular = S_IFMT(member.external_attr >> 16) in (0, S_IFREG)  # 0: written where files have no such type
-            if not member.is_dir() and _admit(name, regular, self._members, self.skipped):
+            if not member.is_dir() and admit(name, regular, self._members, self.skipped):
                 self._members[name] = member
-        self.names: Sequence[str] = list(self._members)
+        self.names: Sequence[str]
+        self.names, self._bundles = collapse(self._members, path)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._members
+        return name in self._members or name in self._bundles
+
+    def parts(self, name: str) -> Iterator[tuple[str, int]]:
+        top = self._bundles[name]
+        return ((n.removeprefix(top), i.file_size) for n, i in self._members.items() if n.startswith(top))
+
+    def part(self, name: str, key: str) -> str:
+        return self._bundles[name] + key
 
     def nbytes(self, name: str) -> int:
         return self._members[name].file_size
@@ -225,78 +302,24 @@ class _Zip:
 
     def open(self, name: str) -> BinaryIO:
         stream = self._zip.open(self._members[name])
-        return _unpacked(stream, name) if packed_suffix(name) else cast(BinaryIO, stream)
+        return unpacked(stream, name) if packed_suffix(name) else cast(BinaryIO, stream)
 
     def signature(self, name: str) -> list[int]:
         return list(stat(self._path))
 
-
-class _Window(io.RawIOBase):
-    """A range of a stream that others move as well."""
-
-    def __init__(self, stream: Callable[[], BinaryIO], start: int, size: int) -> None:
-        self._stream, self._start, self._size, self._position = stream, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self._size - self._position)
-        if wanted <= 0:
-            return 0
-        stream = self._stream()
-        stream.seek(self._start + self._position)
-        content = stream.read(wanted)
-        if not content:
-            raise EOFError(f"the archive ends {self._size - self._position} bytes before the member does")
-        buffer[: len(content)] = content
-        self._position += len(content)
-        return len(content)
+    def ahead(self, names: Sequence[str], nbytes: int) -> int:
+        if not (nbytes and isinstance(self._path, Remote)):
+            return len(names)
+        members = [self._members[name] for name in names if name in self._members]
+        sizes = [min(member.compress_size, nbytes) + len(member.orig_filename) + _ZIP_HEAD for member in members]
+        places = [(member.header_offset, size) for member, size in zip(members, sizes, strict=True)]
+        return fetch_ahead(self._path, places) + len(names) - len(members)
 
 
-class _Held:
-    """A stream that is closed when its last user lets go of it, also where a thread ends."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-
-    def __del__(self) -> None:
-        self.stream.close()
-
-
-class _Streams(threading.local):
-    """The streams that one thread keeps open, the most recently used last."""
-
-    def __init__(self) -> None:
-        self._held: OrderedDict[tuple[Any, ...], _Held] = OrderedDict()
-
-    def get(self, key: tuple[Any, ...], opener: Callable[[], BinaryIO]) -> BinaryIO:
-        if key not in self._held:
-            self._held[key] = _Held(opener())
-            while len(self._held) > _OPEN_STREAMS:
-                self._held.popitem(last=False)
-        self._held.move_to_end(key)
-        return self._held[key].stream
-
-    def drop(self, key: tuple[Any, ...]) -> None:
-        self._held.pop(key, None)
-
-
-streams = _Streams()
-
-
-def stat(path: Path) -> tuple[int, int]:
-    """Return size and modification time (ns) of an archive. Raises SourceError where it is gone."""
+def stat(path: Place) -> tuple[int, int]:
+    """Return size and modification time (ns), or tag, of an archive. Raises SourceError where it is gone."""
+    if isinstance(path, Remote):
+        return path.stat().version
     try:
         status = path.stat()
     except OSError as failure:
@@ -310,15 +333,22 @@ def packed_suffix(name: str) -> str:
     return suffix if suffix in _UNPACK else ""
 
 
-def _unpacked(source: Any, name: str) -> BinaryIO:
+def _source(path: Place) -> Any:
+    """What a library opens: a path, or a stream where that is elsewhere."""
+    return path.open("rb") if isinstance(path, Remote) else path
+
+
+def unpacked(source: Any, name: str) -> BinaryIO:
+    """Return a stream of what a file that is compressed by itself unpacks to."""
     return cast(BinaryIO, _UNPACK[packed_suffix(name)](source))
 
 
-def _admit(name: str, regular: bool, known: dict[str, Any], skipped: Skipped) -> bool:
+def admit(name: str, regular: bool, known: dict[str, Any], skipped: Skipped) -> bool:
     """Whether a member may be read; what is refused, and would be missed, is written down."""
-    if _leaves(name):
+    plain = name.rpartition("/")[0] if is_document(name) else name
+    if leaves(name):
         skipped["their names leave the archive"].append(name)
-    elif name.startswith((".", "__MACOSX/")) or "/." in name:  # hidden files, and what a Mac adds to its archives
+    elif plain.startswith((".", "__MACOSX/")) or "/." in plain:  # hidden files, and what a Mac adds to its archives
         return False
     elif not regular:
         skipped["they are links, devices or sparse files"].append(name)
@@ -329,16 +359,18 @@ def _admit(name: str, regular: bool, known: dict[str, Any], skipped: Skipped) ->
     return False
 
 
-def _leaves(name: str) -> bool:
+def leaves(name: str) -> bool:
+    """Whether a name leads out of its archive."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Escape bytes that are not UTF-8, and control characters: names are stored as text, and shown on terminals."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return _CONTROL.sub(lambda found: "".join(f"\\x{byte:02x}" for byte in found[0].encode()), text)
 
 
-def _unprintable(name: str) -> bytes:
+def unprintable(name: str) -> bytes:
+    """Return the bytes that `printable` has escaped."""
     return re.sub(rb"\\x([0-9a-f]{2})", lambda escape: bytes([int(escape[1], 16)]), name.encode())

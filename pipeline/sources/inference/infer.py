@@ -1,7 +1,6 @@
 """A first entry for an archive that has none: what its files and folders say by themselves."""
 
 import difflib
-import glob
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from scattercube.pipeline.addresses import URL, check_url, hide_secrets
 from scattercube.pipeline.catalog import Entry, described_entry, entry_names
 from scattercube.pipeline.errors import EntryError, RecordError, SourceError
-from scattercube.pipeline.sources import arrays
-from scattercube.pipeline.sources.archive import Archive, open_archive, some
+from scattercube.pipeline.sources.archives.archive import HEAD_NBYTES, Archive, open_archive, some
+from scattercube.pipeline.sources.archives.remote import Place, Remote
+from scattercube.pipeline.sources.inference import infer_arrays, infer_audio, infer_molecules, infer_sky
 from scattercube.pipeline.sources.listing import READERS, select
-from scattercube.pipeline.sources.sampling import Header
 from scattercube.pipeline.spec import parse
 
 _LOOKED_AT = 64  # members whose size is looked at, spread over the archive
 _TRAIN_TEST = r"(?:^|/)(?P<split>train|test)/(?P<label>[^/]+)/"
 _LARGEST_J = 5
-_IDX_IMAGES, _IDX_LABELS = "images-idx3", "labels-idx1"
 
 
 def load_entry(name_or_path: str, data_root: Path) -> Entry:
@@ -36,6 +35,12 @@ def load_entry(name_or_path: str, data_root: Path) -> Entry:
     SourceError
         The bare archive holds nothing that a reader knows.
     """
+    if URL.match(name_or_path):
+        try:
+            place = Remote.at(check_url(name_or_path))
+        except ValueError as failure:
+            raise EntryError(f"{hide_secrets(name_or_path)}: {failure}") from failure
+        return infer(place)
     entry = described_entry(name_or_path)
     if entry is not None:
         return entry
@@ -51,7 +56,7 @@ def load_entry(name_or_path: str, data_root: Path) -> Entry:
     )
 
 
-def infer(path: Path) -> Entry:
+def infer(path: Place) -> Entry:
     """Return an entry for a bare folder, tar, zip or array file; its description says what was assumed.
 
     Raises
@@ -71,8 +76,23 @@ def infer(path: Path) -> Entry:
         "reader": reader,
         "location": str(path),
     }
-    values |= _labels(archive, names, said) if reader == "images" else _array_labels(archive, names, said)
+    if reader == "molecules":
+        values |= _labels(archive, names, said) | infer_molecules.guess(archive, names, said)
+        values["description"] = f"Inferred from the files: {'; '.join(said)}."
+        return parse(Entry, values, str(path), EntryError)
+    if reader == "sky":
+        values |= _labels(archive, names, said) | infer_sky.guess(archive, names, said)
+        values["description"] = f"Inferred from the files: {'; '.join(said)}."
+        return parse(Entry, values, str(path), EntryError)
+    in_files = reader in ("images", "audio")
+    values |= _labels(archive, names, said) if in_files else infer_arrays.guess(archive, names, said)
     headers = _headers(parse(Entry, values, str(path), EntryError), archive)
+    if reader == "audio":
+        values |= infer_audio.guess(headers, said)
+        values["description"] = f"Inferred from the files: {'; '.join(said)}."
+        return parse(Entry, values, str(path), EntryError)
+    if reader in ("arrays", "idx"):
+        headers = infer_arrays.heads(parse(Entry, values, str(path), EntryError), archive, names, headers)
     size = min(head.height for head in headers), min(head.width for head in headers)
     if len({(head.height, head.width) for head in headers}) == 1:
         values["sample"] = {"exact": True}
@@ -107,9 +127,11 @@ def _reader(archive: Archive) -> tuple[str, list[str]]:
     raise SourceError(f"{archive.path}: no file ends in {', '.join(suffixes)}; {there}")
 
 
-def _slug(path: Path) -> str:
+def _slug(path: Place) -> str:
     stem = path.name.lower()
-    while (shorter := re.sub(r"\.(tar|gz|tgz|bz2|tbz2|xz|txz|zip|npz|npy|png|jpe?g|tiff?)$", "", stem)) != stem:
+    packed, arrays = "tar|gz|tgz|bz2|tbz2|xz|txz|zip", "npz|npy|h5|hdf5|he5|nc4?|zarr|parquet"
+    kinds = rf"\.({packed}|{arrays}|png|jpe?g|tiff?|wav|flac|og[ga]|opus|mp3|fits?|fts|fz|xyz)$"
+    while (shorter := re.sub(kinds, "", stem)) != stem:
         stem = shorter
     return re.sub(r"[^a-z0-9]+", "-", stem)[:60].strip("-") or "archive"
 
@@ -128,48 +150,14 @@ def _labels(archive: Archive, names: Sequence[str], said: list[str]) -> dict[str
     return {}
 
 
-def _array_labels(archive: Archive, names: Sequence[str], said: list[str]) -> dict[str, Any]:
-    """Find which arrays are images, and which hold their labels."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    failures: list[RecordError] = []
-    for name in names:
-        try:
-            shapes[name] = arrays.shape(archive, name)
-        except RecordError as failure:
-            failures.append(failure)
-    pictures = [name for name, shape in shapes.items() if len(shape) > 1]
-    vectors = [name for name, shape in shapes.items() if len(shape) == 1]
-    if not pictures:
-        why = f"; {failures[0]}" if failures else ""
-        raise SourceError(f"{archive.path}: no array of two or more dimensions among {some(names)}{why}")
-    if any(len(shapes[name]) > 3 for name in pictures):
-        raise EntryError(
-            f"{archive.path}: {some(pictures)} have channels; write an entry with arrays.channel_axis: first or last"
-        )
-    companions = {name.replace(_IDX_IMAGES, _IDX_LABELS) for name in pictures}
-    if companions <= set(vectors) and len(companions) == len(pictures):
-        said.append("labels are in the files beside the images")
-        labels: dict[str, Any] = {"labels": {"companion": {"replace": _IDX_IMAGES, "by": _IDX_LABELS}}}
-        if {match[0] for name in pictures if (match := re.search("train|t10k", name))} == {"train", "t10k"}:
-            said.append("the split is in their names")
-            labels["split"] = {"pattern": "(?P<split>train|t10k)", "rename": {"t10k": "test"}}
-        return labels
-    values: dict[str, Any] = {"members": [glob.escape(name) for name in pictures]} if vectors else {}
-    if len(pictures) == len(vectors) == 1 and shapes[vectors[0]] == shapes[pictures[0]][:1]:
-        said.append(f"labels are in {vectors[0]}")
-        return values | {"labels": {"column": vectors[0].removesuffix(".npy")}}
-    said.append("no labels")
-    return values
-
-
-def _headers(entry: Entry, archive: Archive) -> list[Header]:
+def _headers(entry: Entry, archive: Archive) -> list[Any]:
     """Look at the heads of some members, spread over the archive."""
     names, _ = select(entry, archive)
     looked_at = np.unique(np.linspace(0, len(names) - 1, min(len(names), _LOOKED_AT)).astype(int))
     headers, failures = [], []
-    for index in looked_at.tolist():
+    for name in archive.each([names[index] for index in looked_at.tolist()], HEAD_NBYTES):
         try:
-            headers.append(READERS[entry.reader].header(entry, archive, names[index]))
+            headers.append(READERS[entry.reader].header(entry, archive, name))
         except RecordError as failure:
             failures.append(failure)
     if not headers:

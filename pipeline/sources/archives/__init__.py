@@ -1,0 +1,1 @@
+"""Archives, here and behind URLs: members by name, as streams or by range."""

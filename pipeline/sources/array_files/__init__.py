@@ -1,0 +1,1 @@
+"""Readers of arrays on disk: images, signals and volumes."""

@@ -1,0 +1,1 @@
+"""First entries for archives that have none."""

@@ -1,0 +1,1 @@
+"""The reader of sounds: decoding, resampling, windows, and whether a file is whole."""
