@@ -5,7 +5,7 @@ one computed, one encoded and written, and arrays travel meanwhile. The same cod
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
@@ -23,7 +23,7 @@ from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.spec import Spec
 from scattercube.pipeline.store import OK, PARTIAL, QUARANTINED, Store
 from scattercube.pipeline.tiles import Axis, Index, gather
-from scattercube.pipeline.transforms import least_coverage, with_gaps
+from scattercube.pipeline.transforms import Transform, least_coverage, with_gaps
 
 PART_NBYTES = 64 << 20  # of features: a shard that has more is computed in parts, which overlap on a device
 
@@ -85,33 +85,10 @@ def _step(
     turn = _computing if device == "cpu" else nullcontext()
     with turn, np.errstate(over="ignore", invalid="ignore"):  # what overflows is quarantined
         waited = perf_counter() - reading
-        images = signal.astype(spec.dtype, copy=False)
-        usable = np.flatnonzero((status == OK) & (plan.masked | _finite(images)))
-        behind = plan.feature_dims.index("path") + 1
-        dims = zip(plan.feature_dims[behind:], plan.feature_shape[behind:], strict=True)
-        outputs = [region.get(dim, slice(0, size)) for dim, size in dims]
-        shape = (len(signal), *plan.feature_shape[1:behind], *(part.stop - part.start for part in outputs))
-        arrays = [np.full(shape, np.nan, spec.dtype) for _ in range(1 + plan.masked)]
-        at_once = max(1, PART_NBYTES // arrays[0][0].nbytes)
-        parts = [usable[start : start + at_once] for start in range(0, len(usable), at_once)]
-        cut = [axis.tiles(part.stop - part.start) for axis, part in zip(plan.axes, outputs, strict=False)]
-        tiles = [tuple(zip(*tile, strict=True)) or ((), ()) for tile in product(*cut)]
-        work = [(part, *tile) for part in parts for tile in tiles]
-        pieces = (images[(part, Ellipsis, *where)] for part, where, _ in work)
-        found: Iterator[tuple[np.ndarray, ...]]
-        if plan.masked:
-            margins = [axis.margin for axis in plan.axes]
-            found = (with_gaps(transform, spec, piece, margins, device) for piece in pieces)
-        else:
-            found = ((result,) for result in through(transform, pieces, device))
-        for (part, _, where), results in zip(work, found, strict=True):
-            size: Any = (Ellipsis, *(slice(0, out.stop - out.start) for out in where))
-            for array, result in zip(arrays, results, strict=True):
-                array[(part, Ellipsis, *where)] = result[size]
-    features = arrays[0]
-    bad = _judge(chunks, samples, status, features, arrays[1] if plan.masked else None, spec)
-    computing = perf_counter()
+        arrays = _scattered(transform, plan, spec, region, signal.astype(spec.dtype, copy=False), status, device)
     is_field = len(plan.feature_grid.dims) > 1
+    bad = _judge(chunks, samples, status, arrays, spec, whole=not is_field)
+    computing = perf_counter()
     written = dict(zip(("scattering", "coverage"), arrays, strict=False)) | ({} if is_field else {"status": status})
     digest = cube.write(key, written)
     return StepEvent(
@@ -126,6 +103,41 @@ def _step(
         bad=bad,
         not_ok=tuple((samples.start + i, int(status[i])) for i in np.flatnonzero(status).tolist()) if is_field else (),
     )
+
+
+def _scattered(
+    transform: Transform,
+    plan: Plan,
+    spec: Spec,
+    region: Mapping[str, slice],
+    images: np.ndarray,
+    status: np.ndarray,
+    device: Literal["cpu", "cuda"],
+) -> list[np.ndarray]:
+    """Return the coefficients of a region, and their coverage where values may be missing; NaN for what is not ok."""
+    usable = np.flatnonzero((status == OK) & (plan.masked | _finite(images)))
+    behind = plan.feature_dims.index("path") + 1
+    dims = zip(plan.feature_dims[behind:], plan.feature_shape[behind:], strict=True)
+    outputs = [region.get(dim, slice(0, size)) for dim, size in dims]
+    shape = (len(images), *plan.feature_shape[1:behind], *(part.stop - part.start for part in outputs))
+    arrays = [np.full(shape, np.nan, spec.dtype) for _ in range(1 + plan.masked)]
+    at_once = max(1, PART_NBYTES // arrays[0][0].nbytes)
+    parts = [usable[start : start + at_once] for start in range(0, len(usable), at_once)]
+    cut = [axis.tiles(part.stop - part.start) for axis, part in zip(plan.axes, outputs, strict=False)]
+    tiles = [tuple(zip(*tile, strict=True)) or ((), ()) for tile in product(*cut)]
+    work = [(part, *tile) for part in parts for tile in tiles]
+    pieces = (images[(part, Ellipsis, *where)] for part, where, _ in work)
+    found: Iterator[tuple[np.ndarray, ...]]
+    if plan.masked:
+        margins = [axis.margin for axis in plan.axes]
+        found = (with_gaps(transform, spec, piece, margins, device) for piece in pieces)
+    else:
+        found = ((result,) for result in through(transform, pieces, device))
+    for (part, _, where), results in zip(work, found, strict=True):
+        size: Any = (Ellipsis, *(slice(0, out.stop - out.start) for out in where))
+        for array, result in zip(arrays, results, strict=True):
+            array[(part, Ellipsis, *where)] = result[size]
+    return arrays
 
 
 def _index(axis: Axis, outputs: slice | None) -> Index:
@@ -149,22 +161,34 @@ def _judge(
     chunks: Store,
     samples: slice,
     status: np.ndarray,
-    features: np.ndarray,
-    coverage: np.ndarray | None,
+    arrays: Sequence[np.ndarray],
     spec: Spec,
+    *,
+    whole: bool,
 ) -> tuple[dict[str, str], ...]:
-    """Mark and name samples whose coefficients are no numbers; where coverage is too little, that is what they are."""
-    lost = ~np.isfinite(features)
-    if coverage is not None:
+    """Mark and name samples whose coefficients are no numbers; where coverage is too little, that is what they are.
+
+    ``whole``: these are samples, and not parts of one, in which all may be missing.
+    """
+    features, *coverage = arrays
+    lost, empty = ~np.isfinite(features), np.zeros(len(status), bool)
+    for share in coverage:
+        lost &= share >= least_coverage(spec)
+        empty = (status == OK) & whole & ~share.reshape(len(status), -1).any(axis=1)
         status[(status == OK) & ~_finite(features)] = PARTIAL
-        lost &= coverage >= least_coverage(spec)
-    lost = np.flatnonzero((status != QUARANTINED) & lost.any(axis=tuple(range(1, lost.ndim))))
-    if not len(lost):
+    lost_rows = (status != QUARANTINED) & lost.any(axis=tuple(range(1, lost.ndim)))
+    messages = {
+        f"values too large for {spec.dtype}: the transform of this sample is not finite": lost_rows & ~empty,
+        "no value is there: all are missing": empty,
+    }
+    if not (lost_rows | empty).any():
         return ()
     rows = {name: chunks.read(name, samples) for name in ("sample_id", "source")}
-    message = f"values too large for {spec.dtype}: the transform of this sample is not finite"
-    status[lost], features[lost] = QUARANTINED, np.nan
-    return tuple(bad_record(rows, index, "non-finite", message) for index in lost.tolist())
+    bad = []
+    for message, which in messages.items():
+        status[which], features[which] = QUARANTINED, np.nan
+        bad += [bad_record(rows, index, "non-finite", message) for index in np.flatnonzero(which).tolist()]
+    return tuple(bad)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -86,6 +86,19 @@ def test_gaps_have_a_coverage(tmp_path, tiled, request):
     assert np.linalg.norm((values - expected)[seen]) <= 1e-6 * np.linalg.norm(expected[seen])
 
 
+def test_nothing_but_gaps_is_quarantined(tmp_path):
+    x = noise()
+    x[2] = np.nan
+    job = entry(tmp_path, x, sample="{exact: true, missing: true}", spec="{J: 2, L: 4, padding: support}")
+    outcome = run(job)
+    cube = xr.open_zarr(outcome.prepared.places.cube)
+    assert cube["status"].values.tolist() == [OK, OK, QUARANTINED]
+    assert np.isnan(cube["scattering"].values[2]).all()
+    (record,) = [record for event in Store(outcome.prepared.places.cube).events() for record in event["bad"]]
+    assert (record["sample_id"], record["reason"]) == ("fields.npy#2", "non-finite")
+    assert "all are missing" in record["message"]
+
+
 def test_a_field_that_breaks_off_is_quarantined_and_the_others_go_on(tmp_path, small_tiles):
     job = entry(tmp_path, noise(), spec="{J: 2, L: 4, padding: support}")
     whole = (tmp_path / "fields.npy").read_bytes()
