@@ -10,11 +10,11 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from scattercube.kernels.device import through
+from scattercube.kernels.device import Device, through
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.execute import Stage, StepEvent, bad_record
 from scattercube.pipeline.keys import ChunkKey
@@ -33,7 +33,7 @@ _building = threading.Lock()  # where several threads of a worker need the filte
 _computing = threading.Lock()
 
 
-def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Literal["cpu", "cuda"], source: Stage) -> Stage:
+def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Device, source: Stage) -> Stage:
     """Describe the stage: chunk store in, ``scattering`` and ``status`` out.
 
     Keys run as soon as ``source``, the first stage, has what they need; only of fields must it be complete, because
@@ -70,9 +70,7 @@ def needed(plan: Plan, key: ChunkKey) -> Iterator[ChunkKey]:
         yield ChunkKey(tuple(zip(grid.dims, starts, strict=True)))
 
 
-def _step(
-    chunks: Store, cube: Store, plan: Plan, spec: Spec, device: Literal["cpu", "cuda"], key: ChunkKey
-) -> StepEvent:
+def _step(chunks: Store, cube: Store, plan: Plan, spec: Spec, device: Device, key: ChunkKey) -> StepEvent:
     """Scatter one shard: some samples, or a tile of one. Rows whose sample is not ok are NaN."""
     begin = perf_counter()
     region = plan.feature_grid.region(key)
@@ -112,7 +110,7 @@ def _scattered(
     region: Mapping[str, slice],
     images: np.ndarray,
     status: np.ndarray,
-    device: Literal["cpu", "cuda"],
+    device: Device,
 ) -> list[np.ndarray]:
     """Return the coefficients of a region, and their coverage where values may be missing; NaN for what is not ok."""
     usable = np.flatnonzero((status == OK) & (plan.masked | _finite(images)))

@@ -1,6 +1,6 @@
 """First stage: read the records of an archive into the chunk store, a shard at a time."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 
@@ -26,7 +26,7 @@ def stage(places: Places, entry: Entry, data_root: Path, listing: Listing, plan:
     return Stage(
         name="ingest",
         store=store,
-        template=lambda: chunk_template(entry, listing, plan),
+        template=cache(lambda: chunk_template(entry, listing, plan)),  # the next stage asks for it too
         keys=plan.signal_grid.keys,
         step=partial(_step, store, plan.signal_grid, listing.layout, columns, entry, data_root),
     )

@@ -17,7 +17,7 @@ from scattercube.pipeline.errors import PlanError
 from scattercube.pipeline.keys import Grid, Keys
 from scattercube.pipeline.places import refuse_unwritable
 from scattercube.pipeline.sources import Layout
-from scattercube.pipeline.spec import ImageSpec, SignalSpec, Spec
+from scattercube.pipeline.spec import Spec, TiledSpec
 from scattercube.pipeline.tiles import Axis
 from scattercube.pipeline.transforms import Transform, build, output_dims
 
@@ -186,7 +186,7 @@ def plan(
 
 def _whole_axes(spec: Spec, layout: Layout, rate: float | None, masked: bool) -> tuple[Axis, ...]:
     """How the axes of a sample would be cut, into one tile; none where tiles would not give what the whole gives."""
-    if not isinstance(spec, ImageSpec | SignalSpec) or spec.padding != "support" or getattr(spec, "T", 1) == "global":
+    if not isinstance(spec, TiledSpec) or spec.padding != "support" or getattr(spec, "T", 1) == "global":
         return ()
     n_axes = len(layout.signal_shape)
     smallest = build(spec, tuple(min(size, 8 * 2**spec.J) for size in layout.signal_shape), rate)

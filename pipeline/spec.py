@@ -83,7 +83,23 @@ class Spec(Model):
         return parse_spec(values, "--set")
 
 
-class ImageSpec(Spec):
+class TiledSpec(Spec):
+    """Scattering of what may be a field: its border may be left to tiles, and values may be missing."""
+
+    if TYPE_CHECKING:  # each kind describes these in its own terms
+        J: int
+        padding: str
+        boundary: Boundary | tuple[Boundary, Boundary]
+        min_coverage: float
+
+    @model_validator(mode="after")
+    def _boundary_has_room(self) -> Self:
+        if self.boundary not in ("reflect", ("reflect", "reflect")) and self.padding != "support":
+            raise ValueError(f"boundary: {self.boundary} needs padding: support, got {self.padding}")
+        return self
+
+
+class ImageSpec(TiledSpec):
     """Scattering of images."""
 
     signal_dims = ("y", "x")
@@ -107,13 +123,8 @@ class ImageSpec(Spec):
     min_coverage: Coverage = 0.5
     dtype: Precision = "float32"
 
-    @model_validator(mode="after")
-    def _boundary_has_room(self) -> Self:
-        _refuse_without_room(self.boundary, self.padding)
-        return self
 
-
-class SignalSpec(Spec):
+class SignalSpec(TiledSpec):
     """Scattering of signals: Andén and Mallat, "Deep scattering spectrum", IEEE TSP 62 (2014)."""
 
     signal_dims = ("time",)
@@ -138,11 +149,6 @@ class SignalSpec(Spec):
     )
     min_coverage: Coverage = 0.5
     dtype: Precision = "float32"
-
-    @model_validator(mode="after")
-    def _boundary_has_room(self) -> Self:
-        _refuse_without_room(self.boundary, self.padding)
-        return self
 
 
 class JointSpec(Spec):
@@ -183,11 +189,6 @@ class VolumeSpec(Spec):
     ] = (0.5, 1.0, 2.0)
     max_order: Order = 2
     dtype: Precision = "float32"
-
-
-def _refuse_without_room(boundary: object, padding: str) -> None:
-    if boundary not in ("reflect", ("reflect", "reflect")) and padding != "support":
-        raise ValueError(f"boundary: {boundary} needs padding: support, got {padding}")
 
 
 SPECS: dict[str, type[Spec]] = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from scattercube.kernels.cascade import Cascade
 from scattercube.kernels.device import Device, through
 from scattercube.kernels.missing import Missing
 from scattercube.pipeline.errors import PlanError
-from scattercube.pipeline.spec import ImageSpec, JointSpec, SignalSpec, Spec, VolumeSpec
+from scattercube.pipeline.spec import ImageSpec, JointSpec, SignalSpec, Spec, TiledSpec, VolumeSpec
 
 
 class Transform(Protocol):
@@ -95,11 +95,11 @@ def output_units(dims: tuple[str, ...], sampling_rate: float | None) -> Mapping[
 
 def least_coverage(spec: Spec) -> float:
     """Return the coverage below which coefficients are NaN."""
-    return spec.min_coverage if isinstance(spec, ImageSpec | SignalSpec) else 0.0
+    return spec.min_coverage if isinstance(spec, TiledSpec) else 0.0
 
 
 def with_gaps(
-    transform: Transform, spec: Spec, x: np.ndarray, margins: Sequence[int], device: Literal["cpu", "cuda"] = "cpu"
+    transform: Transform, spec: Spec, x: np.ndarray, margins: Sequence[int], device: Device = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the coefficients of signals whose missing values are NaN, and their coverage, (…, path, …) both.
 

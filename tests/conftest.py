@@ -1,6 +1,8 @@
-"""What the tests share: an array namespace to run in, and the tolerance of each precision."""
+"""What the tests share: an array namespace to run in, the tolerance of each precision, and real archives."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,3 +32,12 @@ def xp(request: pytest.FixtureRequest) -> Callable[[np.ndarray], Any]:
     if request.param == "cupy" and (problem := cuda_problem()):
         pytest.skip(problem)
     return move
+
+
+@pytest.fixture
+def real() -> Path:
+    """The folder of real archives; tests that ask for it are skipped where it is absent."""
+    root = Path(os.environ.get("SCATTERCUBE_DATA") or Path(__file__).parents[1] / "../shared/data").resolve()
+    if not root.is_dir():
+        pytest.skip(f"no data at {root}; set SCATTERCUBE_DATA")
+    return root

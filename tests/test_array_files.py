@@ -1095,14 +1095,6 @@ class Received:
         monkeypatch.setattr(containers._Folder, "open", open_)
 
 
-@pytest.fixture
-def real() -> Path:
-    root = Path(os.environ.get("SCATTERCUBE_DATA") or Path(__file__).parents[1] / "../shared/data").resolve()
-    if not root.is_dir():
-        pytest.skip(f"no data at {root}; set SCATTERCUBE_DATA")
-    return root
-
-
 @pytest.mark.realdata
 def test_wind_is_what_scipy_reads(real: Path) -> None:
     made = arrays(

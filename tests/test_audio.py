@@ -753,14 +753,6 @@ class TestInference:
         assert found[0].shape == (n,)
 
 
-@pytest.fixture
-def real() -> Path:
-    root = Path(os.environ.get("SCATTERCUBE_DATA") or Path(__file__).parents[1] / "../shared/data").resolve()
-    if not root.is_dir():
-        pytest.skip(f"no data at {root}; set SCATTERCUBE_DATA")
-    return root
-
-
 @pytest.mark.realdata
 class TestRealArchives:
     @pytest.mark.parametrize(

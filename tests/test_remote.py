@@ -821,14 +821,6 @@ class TestLocation:
         )
 
 
-@pytest.fixture
-def real() -> Path:
-    root = Path(os.environ.get("SCATTERCUBE_DATA") or Path(__file__).parents[1] / "../shared/data").resolve()
-    if not root.is_dir():
-        pytest.skip(f"no data at {root}; set SCATTERCUBE_DATA")
-    return root
-
-
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "most"),

@@ -4,7 +4,6 @@ import bz2
 import gzip
 import io
 import lzma
-import os
 import tarfile
 import tracemalloc
 import warnings
@@ -1046,14 +1045,6 @@ class TestEntries:
         before = scan(made, Path()).checksum
         write(files, a_ood__fits=as_bytes(hdu(CUBE[:1])))
         assert scan(made, Path()).checksum != before
-
-
-@pytest.fixture
-def real() -> Path:
-    root = Path(os.environ.get("SCATTERCUBE_DATA") or Path(__file__).parents[1] / "../shared/data").resolve()
-    if not root.is_dir():
-        pytest.skip(f"no data at {root}; set SCATTERCUBE_DATA")
-    return root
 
 
 @pytest.mark.realdata

@@ -973,14 +973,6 @@ def test_reading_streams(tmp_path: Path) -> None:
     assert [reason(sample) for sample in found][-1] == "missing"
 
 
-@pytest.fixture
-def real() -> Path:
-    root = Path(os.environ.get("SCATTERCUBE_DATA") or Path(__file__).parents[1] / "../shared/data").resolve()
-    if not root.is_dir():
-        pytest.skip(f"no data at {root}; set SCATTERCUBE_DATA")
-    return root
-
-
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "counts"),
