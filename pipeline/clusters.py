@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,11 @@ from scattercube.pipeline.spec import Model, load_yaml, parse
 
 if TYPE_CHECKING:
     from distributed import Client
+
+
+# Shard after shard, a worker allocates and frees the same few arrays. What glibc gives back, and Dask has it give back
+# at once, is mapped anew, page by page: a tenth of a run. One arena, because each keeps what its threads have freed.
+_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
 
 
 class Cluster(Model):
@@ -124,6 +130,7 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
         return
     # A worker that dies is started again; Dask's cluster would miss it for 15 s, and then drop it for good.
     settings = gpus.settings(cluster, parsed_nbytes) | {"distributed.deploy.lost-worker-timeout": "1 day"}
+    settings |= {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in _MALLOC.items()}
     with dask.config.set(settings):
         started = _start(cluster)
         client = Client(started)
@@ -134,6 +141,17 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
             for what in (client, started):
                 with contextlib.suppress(TimeoutError):
                     what.close(timeout=20)
+
+
+@contextlib.contextmanager
+def starting(cluster: Cluster) -> "Iterator[Callable[[], Client]]":
+    """As ``connect``, while the caller does something else; yield what waits for the client and returns it."""
+    with ThreadPoolExecutor(1) as elsewhere, contextlib.ExitStack() as held:
+        client = elsewhere.submit(held.enter_context, connect(cluster))
+        try:
+            yield client.result
+        finally:
+            wait([client])  # what is not there yet cannot be closed
 
 
 def _start(cluster: Cluster) -> Any:

@@ -34,6 +34,7 @@ _REFERENCES = {
     "time_frequency": "Andén, Lostanlen and Mallat, Joint time-frequency scattering, IEEE TSP 67 (2019), 3704-3718",
     "solid_harmonic": "Eickenberg, Exarchakis, Hirn and Mallat, Solid harmonic wavelet scattering, NeurIPS 30 (2017)",
 }
+COLUMN_ROWS = 1 << 13  # of a column that are read together, at least
 MOST_POSITIONS = 1 << 16  # values of a coordinate that only counts: of longer axes, the spacing says as much
 _DESCRIPTIONS = {
     "sample_id": "unique and stable name of the sample",
@@ -49,7 +50,10 @@ def chunk_template(entry: Entry, listing: Listing, plan: Plan) -> xr.Dataset:
     """Describe the chunk store: ``signal`` (sample, [channel,] …) in the reader's dtype, and ``status`` (sample)."""
     layout, columns = listing.layout, dict(listing.columns)
     columns["source"] = np.array([f"{listing.uri}/{member}" for member in columns["member"]], dtype=object)
-    coords: dict[str, Any] = {name: ("sample", values, _sample_attrs(name, entry)) for name, values in columns.items()}
+    rows = {"chunks": _rows(plan.signal_grid)}
+    coords: dict[str, Any] = {
+        name: ("sample", values, _sample_attrs(name, entry), rows) for name, values in columns.items()
+    }
     if layout.channels:
         coords["channel"] = ("channel", np.array(layout.channels, dtype=object))
     for dim, size, step, unit in zip(
@@ -85,7 +89,7 @@ def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan) -
     """
     transform = plan.transform(spec)
     coords: dict[str, Any] = {
-        str(name): ("sample", variable.values, variable.attrs)
+        str(name): ("sample", variable.values, variable.attrs, {"chunks": _rows(plan.feature_grid)})
         for name, variable in chunks.coords.items()
         if variable.dims == ("sample",) and name not in ("member", "item")
     }
@@ -169,6 +173,14 @@ def _sample_attrs(name: str, entry: Entry) -> dict[str, str]:
     if name in ("y0", "x0"):
         return {"units": "pixel", "long_name": f"{name[0]} of the sample's first pixel in its image"}
     return {"long_name": _DESCRIPTIONS.get(name, f"{name}, from the catalogue entry")}
+
+
+def _rows(grid: Grid) -> tuple[int]:
+    """How many samples are in one chunk of a column: whole shards, so that a shard's rows are in one.
+
+    All of 10^6 names would be decoded for each shard that reads its own.
+    """
+    return (min(grid.sizes[0], grid.shard[0] * -(-COLUMN_ROWS // grid.shard[0])),)
 
 
 def _nothing(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

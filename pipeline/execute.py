@@ -208,26 +208,32 @@ class _Work:
         self.stage = stage
         self._waiting, self._ready = keys, deque[ChunkKey]()
         self._blocked: dict[ChunkKey, set[int]] = {}  # by key, what it needs that is not done
+        self._wanted = deque[int]()  # of what they need, what nobody has begun
         # Of every key of the source, whether it is wanted, under way, or done.
         self._state = stage.source.store.missing(stage.source.keys).mask() if stage.source else bytearray()
 
-    def __len__(self) -> int:
-        """Keys of the stage that nobody has begun."""
+    def left(self, stage: Stage) -> int:
+        """Keys of a stage that nobody has begun; of the source, those of which it is known that they are needed."""
+        if stage is not self.stage:
+            return len(self._wanted)
         return len(self._waiting) + len(self._ready) + len(self._blocked)
 
     def next(self, most: Callable[[Stage], int]) -> tuple[Stage, tuple[ChunkKey, ...]] | None:
         """Return the next keys of one stage, at most so many; none where all that is left needs what is under way."""
-        while not self._ready and self._waiting:
-            if group := self._sources_of_next(most):
-                assert self.stage.source is not None
-                return self.stage.source, group
-        if not self._ready:
+        while not self._ready and not self._wanted and self._waiting:
+            self._admit()
+        if self._ready:
+            size = max(1, most(self.stage))
+            while len(self._ready) < size and self._waiting and not self._needs(self._waiting[0]):
+                self._admit()
+            return self.stage, tuple(self._ready.popleft() for _ in range(min(size, len(self._ready))))
+        if (source := self.stage.source) is None or not self._wanted:
             return None
-        size = max(1, most(self.stage))
-        while len(self._ready) < size and self._waiting and not self._needs(self._waiting[0]):
-            self._ready.append(self._waiting[0])
-            self._waiting = self._waiting[1:]
-        return self.stage, tuple(self._ready.popleft() for _ in range(min(size, len(self._ready))))
+        size = max(1, most(source))
+        while len(self._wanted) < size and self._waiting:
+            self._admit()
+        numbers = [self._wanted.popleft() for _ in range(min(size, len(self._wanted)))]
+        return source, tuple(source.keys.grid.key(number) for number in numbers)
 
     def done(self, stage: str, key: str) -> None:
         """Say that a key is in its store."""
@@ -253,25 +259,16 @@ class _Work:
             return set()
         return {number for need in self.stage.needs(key) if self._state[number := self._number(need)] != _DONE}
 
-    def _sources_of_next(self, most: Callable[[Stage], int]) -> tuple[ChunkKey, ...]:
-        """Let the next key wait for what it needs, and begin of that what nobody has; with it, that of the keys behind.
-
-        Nothing where it needs nothing, or what is under way.
-        """
-        group: list[int] = []
-        source = self.stage.source
-        while self._waiting:
-            key, self._waiting = self._waiting[0], self._waiting[1:]
-            if needs := self._needs(key):
-                self._blocked[key] = needs
-            else:
-                self._ready.append(key)
-            for number in sorted(number for number in needs if self._state[number] == _WANTED):
-                self._state[number] = _BEGUN
-                group.append(number)
-            if not group or (source is not None and len(group) >= most(source)):
-                break
-        return tuple(source.keys.grid.key(number) for number in group) if source else ()
+    def _admit(self) -> None:
+        """Let the next key wait for what it needs; it is ready where it needs nothing."""
+        key, self._waiting = self._waiting[0], self._waiting[1:]
+        if not (needs := self._needs(key)):
+            self._ready.append(key)
+            return
+        self._blocked[key] = needs
+        for number in sorted(number for number in needs if self._state[number] == _WANTED):
+            self._state[number] = _BEGUN
+            self._wanted.append(number)
 
 
 def _serial(work: _Work) -> Iterator[StepEvent]:
@@ -321,12 +318,13 @@ class _Window:
         """
         if stage.name not in self.seconds_per_key:
             return 1
-        fair = max(1, len(self.work) // (WINDOW * threads))
+        fair = max(1, self.work.left(stage) // (WINDOW * threads))
         return min(fair, max(1, round(TASK_SECONDS / max(self.seconds_per_key[stage.name], 1e-3))))
 
     def submit(self, stage: Stage, group: tuple[ChunkKey, ...]) -> "Future[Any]":
         """Send a group of keys to a worker."""
-        future = self.client.submit(_attempt_group, stage.name, stage.step, group, pure=False)
+        first = int(stage.name == self.work.stage.name)  # before what it does not wait for: readers run ahead anyway
+        future = self.client.submit(_attempt_group, stage.name, stage.step, group, pure=False, priority=first)
         self.groups[future] = (stage, group)
         return future
 

@@ -4,13 +4,14 @@ On a GPU, keys overlap: a worker takes several at a time (``threads`` of its clu
 one computed, one encoded and written, and arrays travel meanwhile. The same code on the CPU is a plain loop.
 """
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from scattercube.pipeline.spec import Spec
 from scattercube.pipeline.store import OK, PARTIAL, QUARANTINED, Store
 from scattercube.pipeline.tiles import Axis, Index, gather
 from scattercube.pipeline.transforms import Transform, least_coverage, with_gaps
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 PART_NBYTES = 64 << 20  # of features: a shard that has more is computed in parts, which overlap on a device
 
@@ -39,14 +43,18 @@ def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Device, 
     Keys run as soon as ``source``, the first stage, has what they need; only of fields must it be complete, because
     the state of a sample is known then.
     """
-    from scattercube.pipeline.cube import feature_template  # xarray: not for workers
+
+    def template() -> "xr.Dataset":
+        from scattercube.pipeline.cube import feature_template  # xarray: not for workers
+
+        return feature_template(source.template(), entry, spec, plan)
 
     chunks, cube = Store(places.chunks), Store(places.cube)
     is_field = len(plan.signal_grid.dims) > 1
     return Stage(
         name="extract",
         store=cube,
-        template=lambda: feature_template(source.template(), entry, spec, plan),
+        template=template,
         keys=plan.feature_grid.keys,
         step=partial(_step, chunks, cube, plan, spec, device),
         source=None if is_field else source,
@@ -118,9 +126,10 @@ def _scattered(
     dims = zip(plan.feature_dims[behind:], plan.feature_shape[behind:], strict=True)
     outputs = [region.get(dim, slice(0, size)) for dim, size in dims]
     shape = (len(images), *plan.feature_shape[1:behind], *(part.stop - part.start for part in outputs))
-    arrays = [np.full(shape, np.nan, spec.dtype) for _ in range(1 + plan.masked)]
-    at_once = max(1, PART_NBYTES // arrays[0][0].nbytes)
-    parts = [usable[start : start + at_once] for start in range(0, len(usable), at_once)]
+    at_once = max(1, PART_NBYTES // (math.prod(shape[1:]) * np.dtype(spec.dtype).itemsize))
+    parts: list[Any] = [usable[start : start + at_once] for start in range(0, len(usable), at_once)]
+    if len(usable) == len(images):
+        parts = [slice(start, start + at_once) for start in range(0, len(images), at_once)]
     cut = [axis.tiles(part.stop - part.start) for axis, part in zip(plan.axes, outputs, strict=False)]
     tiles = [tuple(zip(*tile, strict=True)) or ((), ()) for tile in product(*cut)]
     work = [(part, *tile) for part in parts for tile in tiles]
@@ -131,6 +140,12 @@ def _scattered(
         found = (with_gaps(transform, spec, piece, margins, device) for piece in pieces)
     else:
         found = ((result,) for result in through(transform, pieces, device))
+    if len(work) == 1 and len(usable) == len(images) and device == "cpu":
+        whole = next(found)
+        if whole[0].shape == shape:
+            return list(whole)  # as it is: no copy
+        found = iter((whole,))
+    arrays = [np.full(shape, np.nan, spec.dtype) for _ in range(1 + plan.masked)]
     for (part, _, where), results in zip(work, found, strict=True):
         size: Any = (Ellipsis, *(slice(0, out.stop - out.start) for out in where))
         for array, result in zip(arrays, results, strict=True):

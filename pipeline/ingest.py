@@ -1,8 +1,10 @@
 """First stage: read the records of an archive into the chunk store, a shard at a time."""
 
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +17,18 @@ from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.sources import READERS, Layout, Listing, read
 from scattercube.pipeline.store import OK, QUARANTINED, Store
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 
 def stage(places: Places, entry: Entry, data_root: Path, listing: Listing, plan: Plan) -> Stage:
     """Describe the stage: archive in, ``signal`` and ``status`` out."""
-    from scattercube.pipeline.cube import chunk_template  # xarray: not for workers
+
+    @cache  # the next stage asks for it too
+    def template() -> "xr.Dataset":
+        from scattercube.pipeline.cube import chunk_template  # xarray: not for workers
+
+        return chunk_template(entry, listing, plan)
 
     store = Store(places.chunks)
     needed = ("member", "item", *READERS[entry.reader].offsets)  # to find a record again
@@ -26,7 +36,7 @@ def stage(places: Places, entry: Entry, data_root: Path, listing: Listing, plan:
     return Stage(
         name="ingest",
         store=store,
-        template=cache(lambda: chunk_template(entry, listing, plan)),  # the next stage asks for it too
+        template=template,
         keys=plan.signal_grid.keys,
         step=partial(_step, store, plan.signal_grid, listing.layout, columns, entry, data_root),
     )
@@ -42,19 +52,19 @@ def _step(
     begin = perf_counter()
     region = grid.region(key)
     samples = region["sample"]
-    rows = {name: store.read(name, samples) for name in (*columns, "sample_id", "source")}
+    rows = {name: store.read(name, samples) for name in columns}
     window = tuple(region.get(dim, whole) for dim, whole in zip(layout.signal_dims, layout.whole, strict=True))
     lead = layout.shape[: -len(window)]
     signal = np.zeros((samples.stop - samples.start, *lead, *(s.stop - s.start for s in window)), layout.dtype)
     status = np.full(len(signal), OK, np.uint8)
-    bad = []
-    for index, sample in enumerate(read(entry, data_root, {name: rows[name] for name in columns}, window)):
+    failures: list[tuple[int, RecordError]] = []
+    for index, sample in enumerate(read(entry, data_root, rows, window)):
         if isinstance(sample, RecordError):
-            status[index] = QUARANTINED
-            message = str(sample).removeprefix(f"{rows['member'][index]}: ")  # its name stands beside it
-            bad.append(bad_record(rows, index, sample.reason, message))
+            failures.append((index, sample))
         else:
             signal[index] = sample
+    status[[index for index, _ in failures]] = QUARANTINED
+    bad = _named(store, samples, rows, failures)
     reading = perf_counter()
     is_field = len(grid.dims) > 1
     digest = store.write(key, {"signal": signal} | ({} if is_field else {"status": status}))
@@ -67,6 +77,19 @@ def _step(
         nbytes_in=signal.nbytes,
         nbytes_out=signal.nbytes,
         n_samples=len(signal),
-        bad=tuple(bad),
+        bad=bad,
         not_ok=tuple((samples.start + i, int(status[i])) for i in np.flatnonzero(status).tolist()) if is_field else (),
+    )
+
+
+def _named(
+    store: Store, samples: slice, rows: Mapping[str, np.ndarray], failures: Sequence[tuple[int, RecordError]]
+) -> tuple[dict[str, str], ...]:
+    """Name the records that cannot be used; their member's name stands beside the message, and not in it."""
+    if not failures:
+        return ()
+    names = {name: store.read(name, samples) for name in ("sample_id", "source")}
+    return tuple(
+        bad_record(names, index, failure.reason, str(failure).removeprefix(f"{rows['member'][index]}: "))
+        for index, failure in failures
     )

@@ -19,7 +19,7 @@ from pydantic import Field
 from scattercube.pipeline import clusters, execute, extract, ingest
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.catalog import data_root as find_data_root
-from scattercube.pipeline.clusters import Cluster, connect, load_cluster
+from scattercube.pipeline.clusters import Cluster, load_cluster, starting
 from scattercube.pipeline.errors import SpecError
 from scattercube.pipeline.estimate import Estimate, estimate
 from scattercube.pipeline.execute import Observer, Silence, Stage, StepEvent
@@ -177,22 +177,22 @@ def run(
     outcome = Outcome(prepared, [{"name": "plan", "wall_s": prepared.seconds, "n_keys": 0, "n_done": 0}])
     places, reached = prepared.places, PHASES.index(job.until)
     with ExitStack() as held:
-        # No cluster starts when nothing is missing.
-        client: Client | None = None
+        # No cluster starts when nothing is missing; where something is, while stores are made.
+        client: Callable[[], Client] | None = None
         work = _Spent(watch)
         for stages in _stages(prepared, reached):
             begin = time.perf_counter()
+            if client is None and not job.serial and any(stage.store.missing(stage.keys) for stage in stages):
+                client = held.enter_context(starting(prepared.cluster))
             for stage in stages:
                 stage.store.create(stage.template())
                 _keep_entry(places.entry_file, prepared.entry)
             missing = {stage.name: stage.store.missing(stage.keys) for stage in stages}
             for stage in stages:
                 watch.begin(stage.name, len(stage.keys), len(stage.keys) - len(missing[stage.name]))
-            if any(missing.values()) and client is None and not job.serial:
-                client = held.enter_context(connect(prepared.cluster))
             for stage in reversed(stages):  # the last one asks for what it needs of the one before
                 for part in ranges(stage.store.missing(stage.keys)):
-                    call(f"{stage.name} {part[0]}–{part[-1]}", execute.run, stage, part, client, work)
+                    call(f"{stage.name} {part[0]}–{part[-1]}", execute.run, stage, part, client and client(), work)
             for stage in stages:
                 if missing[stage.name] or not stage.store.published:
                     if len((grid := stage.keys.grid).dims) > 1:

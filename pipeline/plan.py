@@ -289,7 +289,7 @@ def refuse_what_cannot_fit(
         )
 
 
-def ranges(keys: Keys, most: int = 20, least: int = 16) -> list[Keys]:
+def ranges(keys: Keys, most: int = 20, least: int = 64) -> list[Keys]:
     """Cut keys into at most about ``most`` contiguous ranges of at least ``least`` keys: one orchestrated task each."""
     length = max(least, ceil(len(keys) / most))
     return [keys[start : start + length] for start in range(0, len(keys), length)]
