@@ -23,7 +23,7 @@ from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.spec import Spec
 from scattercube.pipeline.store import OK, PARTIAL, QUARANTINED, Store
-from scattercube.pipeline.tiles import Axis, Index, gather
+from scattercube.pipeline.tiles import Axis, Index, gather, spans
 from scattercube.pipeline.transforms import Transform, least_coverage, with_gaps
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def needed(plan: Plan, key: ChunkKey) -> Iterator[ChunkKey]:
     touched = []
     for dim, shard in zip(grid.dims, grid.shard, strict=True):
         if dim in axes:
-            index = _index(axes[dim], region[dim])
-            first, last = int(index[index >= 0].min()), int(index.max())
+            held = spans(_index(axes[dim], region[dim]))
+            first, last = held[0].start, held[-1].stop - 1
         else:
             first, last = region[dim].start, region[dim].stop - 1
         touched.append(range(first // shard * shard, last + 1, shard))

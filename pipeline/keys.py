@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any, Self, overload
 
@@ -35,12 +35,15 @@ class Grid:
         The dims that are cut, ``sample`` first, and how long they are.
     shard, chunk
         Along each, the length of a shard, and that of a chunk, a divisor of it.
+    first
+        How many samples there are already: keys are of those behind them. The first may start inside a shard.
     """
 
     dims: tuple[str, ...]
     sizes: tuple[int, ...]
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
+    first: int = 0
 
     @classmethod
     def of_samples(cls, n_samples: int, shard: int, chunk: int) -> Self:
@@ -49,8 +52,10 @@ class Grid:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Shards along each dim."""
-        return tuple(ceil(size / shard) for size, shard in zip(self.sizes, self.shard, strict=True))
+        """Shards along each dim that keys write in."""
+        counts = [ceil(size / shard) for size, shard in zip(self.sizes, self.shard, strict=True)]
+        new = counts[0] - self.first // self.shard[0] if self.first < self.sizes[0] else 0
+        return (new, *counts[1:])
 
     @property
     def keys(self) -> "Keys":
@@ -60,24 +65,34 @@ class Grid:
     def region(self, key: ChunkKey) -> dict[str, slice]:
         """Return what belongs to a key along each dim that is cut."""
         return {
-            dim: slice(start, min(start + shard, size))
+            dim: slice(start, min(start // shard * shard + shard, size))
             for (dim, start), shard, size in zip(key.offsets, self.shard, self.sizes, strict=True)
         }
 
     def key(self, number: int) -> ChunkKey:
         """Return the key of this number."""
-        place = np.unravel_index(number, self.counts)
-        steps = zip(self.dims, place, self.shard, strict=True)
-        return ChunkKey(tuple((dim, int(index) * shard) for dim, index, shard in steps))
+        sample, *place = np.unravel_index(number, self.counts)
+        starts = [max(self.first, (int(sample) + self.first // self.shard[0]) * self.shard[0])]
+        starts += [int(index) * shard for index, shard in zip(place, self.shard[1:], strict=True)]
+        return ChunkKey(tuple(zip(self.dims, starts, strict=True)))
 
     def number(self, key: ChunkKey) -> int | None:
         """Return the number of a key; None for one that is not of this grid."""
+        if tuple(dim for dim, _ in key.offsets) != self.dims:
+            return None
         number = 0
-        for (dim, start), own, shard, count in zip(key.offsets, self.dims, self.shard, self.counts, strict=False):
-            if dim != own or start % shard or start // shard >= count:
+        for index, ((_, start), shard, count) in enumerate(zip(key.offsets, self.shard, self.counts, strict=True)):
+            before = 0 if index else self.first // shard
+            place = start // shard - before
+            expected = (place + before) * shard
+            if not 0 <= place < count or start != (expected if index else max(self.first, expected)):
                 return None
-            number = number * count + start // shard
-        return number if len(key.offsets) == len(self.dims) else None
+            number = number * count + place
+        return number
+
+    def behind(self, first: int) -> Self:
+        """Return the same grid for the samples behind the first so many."""
+        return replace(self, first=first)
 
     def extent(self) -> Mapping[str, Any]:
         """Return the grid as plain values, for attributes and digests."""

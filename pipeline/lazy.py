@@ -16,7 +16,7 @@ from scattercube.pipeline.errors import PlanError
 from scattercube.pipeline.plan import Plan, plan
 from scattercube.pipeline.sources import Layout
 from scattercube.pipeline.spec import Spec, parse_spec
-from scattercube.pipeline.tiles import assemble, windows
+from scattercube.pipeline.tiles import Index, assemble, windows
 from scattercube.pipeline.transforms import with_gaps
 
 
@@ -124,11 +124,11 @@ def _blocked(parts: list[Any], counts: list[int], n_lead: int) -> Any:
     return parts[0]
 
 
-def _tiles(planned: Plan, output: tuple[int, ...]) -> list[tuple[list[np.ndarray], tuple[slice, ...]]]:
+def _tiles(planned: Plan, output: tuple[int, ...]) -> list[tuple[list[Index], tuple[slice, ...]]]:
     """For each tile, the values that it needs along each axis, and its outputs."""
     if not planned.axes:
         sizes = planned.transformed_shape
-        return [([np.arange(size) for size in sizes], tuple(slice(0, size) for size in output[1:]))]
+        return [([[range(size)] for size in sizes], tuple(slice(0, size) for size in output[1:]))]
     starts = [range(0, axis.total, axis.n_out) for axis in planned.axes]
     return [
         (
@@ -148,7 +148,7 @@ def _last(region: tuple[slice, ...]) -> Any:
 
 
 def _tile(
-    pieces: list[np.ndarray], indices: list[np.ndarray], where: tuple[slice, ...], planned: Plan, spec: Spec
+    pieces: list[np.ndarray], indices: list[Index], where: tuple[slice, ...], planned: Plan, spec: Spec
 ) -> tuple[np.ndarray, ...]:
     x = assemble(pieces, indices).astype(spec.dtype, copy=False)
     transform = planned.transform(spec)

@@ -84,7 +84,7 @@ class Plan:
         shard = dict(zip(self.feature_grid.dims, self.feature_grid.shard, strict=True))
         dims = self.signal_dims[-len(self.axes) :]
         return tuple(
-            len(axis.index(0, shard.get(dim, axis.n_out) // axis.n_out))
+            axis.reach(shard.get(dim, axis.n_out) // axis.n_out)
             for dim, axis in zip(dims, self.axes, strict=True)
         )
 

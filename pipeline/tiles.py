@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from scattercube.kernels.axes import good_size
 from scattercube.pipeline.spec import Boundary
 
-Index = NDArray[np.intp]
+Index = Sequence[NDArray[np.intp] | range]
+"""Which values of an axis stand side by side, part by part: ranges inside the field, and what is beyond its border."""
+
 Read = Callable[[tuple[slice, ...]], NDArray[Any]]
 """Return a region of a field, (…, lengths of the slices)."""
 
@@ -57,18 +59,22 @@ class Axis:
         """Values of a tile and its halo: all tiles have one size, also where they reach beyond the border."""
         return good_size(self.n_out * self.stride + 2 * self.halo, self.stride)
 
-    def index(self, first: int, n_tiles: int = 1) -> Index:
-        """Return which values of the field some tiles, the first with this output, need; −1 stands for a zero.
+    def reach(self, n_tiles: int) -> int:
+        """Return how many values some tiles that follow each other need."""
+        return self.padded + 2 * self.margin + (n_tiles - 1) * self.n_out * self.stride
 
-        (padded + 2·margin,) for one, and n_out·stride more for each more.
-        """
+    def index(self, first: int, n_tiles: int = 1) -> Index:
+        """Return which values of the field some tiles, the first with this output, need; −1 stands for a zero."""
         start = first * self.stride - self.halo - self.margin
-        length = self.padded + 2 * self.margin + (n_tiles - 1) * self.n_out * self.stride
-        return beyond(np.arange(start, start + length), self.size, self.boundary)
+        stop = start + self.reach(n_tiles)
+        inside = range(max(start, 0), min(stop, self.size))
+        before, behind = np.arange(start, min(stop, 0)), np.arange(max(start, self.size), stop)
+        parts: Index = [beyond(before, self.size, self.boundary), inside, beyond(behind, self.size, self.boundary)]
+        return [part for part in parts if len(part)]
 
     def tiles(self, n: int) -> list[tuple[slice, slice]]:
         """Cut ``n`` outputs, and what `index` gives for them, into tiles: the values of each, and its outputs."""
-        length = self.padded + 2 * self.margin
+        length = self.reach(1)
         firsts = range(0, n, self.n_out)
         return [
             (slice(first * self.stride, first * self.stride + length), slice(first, min(first + self.n_out, n)))
@@ -76,7 +82,7 @@ class Axis:
         ]
 
 
-def beyond(index: Index, size: int, boundary: Boundary) -> Index:
+def beyond(index: NDArray[np.intp], size: int, boundary: Boundary) -> NDArray[np.intp]:
     """Return which values of an axis stand at these places, those beyond its ends included; −1 stands for a zero.
 
     ``reflect``: mirrored at the last value; ``symmetric``: behind it; ``periodic``: on a circle; ``edge``: the last
@@ -107,31 +113,50 @@ def gather(read: Read, indices: Sequence[Index]) -> NDArray[Any]:
 
 def windows(indices: Sequence[Index]) -> list[tuple[slice, ...]]:
     """Return the regions of a field that hold all of these places, the last axis changing fastest."""
-    return list(product(*(_runs(_wanted(index)) for index in indices)))
+    return list(product(*(spans(index) for index in indices)))
+
+
+def spans(index: Index) -> list[slice]:
+    """Return the ranges of an axis that hold all of these places, ascending."""
+    runs = []
+    for part in index:
+        if isinstance(part, range):
+            runs.append((part.start, part.stop))
+        elif len(values := np.unique(part[part >= 0])):
+            gaps = np.flatnonzero(np.diff(values) > 1) + 1
+            runs += [(int(run[0]), int(run[-1]) + 1) for run in np.split(values, gaps)]
+    held: list[slice] = []
+    for start, stop in sorted(runs):
+        if held and start <= held[-1].stop:
+            held[-1] = slice(held[-1].start, max(stop, held[-1].stop))
+        else:
+            held.append(slice(start, stop))
+    return held
 
 
 def assemble(pieces: Sequence[NDArray[Any]], indices: Sequence[Index]) -> NDArray[Any]:
     """Return the values at these places from the pieces in the regions of `windows`."""
-    wanted = [_wanted(index) for index in indices]
-    field = _joined(list(pieces), [len(_runs(one)) for one in wanted])
-    for axis, (index, one) in enumerate(zip(indices, wanted, strict=True), start=field.ndim - len(indices)):
-        place = np.searchsorted(one, index)
-        if not np.array_equal(place, np.arange(field.shape[axis])):
-            field = field.take(place.clip(0, len(one) - 1), axis)
-        if (outside := index < 0).any():
-            field = field if field.flags.writeable else field.copy()
-            np.moveaxis(field, axis, 0)[outside] = 0
+    held = [spans(index) for index in indices]
+    field = _joined(list(pieces), [len(own) for own in held])
+    for axis, (index, own) in enumerate(zip(indices, held, strict=True), start=field.ndim - len(indices)):
+        starts = np.array([part.start for part in own])
+        shifts = starts - np.cumsum([0, *(part.stop - part.start for part in own)])[:-1]  # into what has no gaps
+        parts = [_part(field, axis, part, starts, shifts) for part in index]
+        field = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
     return field
 
 
-def _wanted(index: Index) -> Index:
-    return np.unique(index[index >= 0])
-
-
-def _runs(values: Index) -> list[slice]:
-    """Cut ascending values into runs without gaps."""
-    gaps = np.flatnonzero(np.diff(values) > 1) + 1
-    return [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(values, gaps) if len(run)]
+def _part(
+    field: NDArray[Any], axis: int, part: NDArray[np.intp] | range, starts: NDArray[np.intp], shifts: NDArray[np.intp]
+) -> NDArray[Any]:
+    """Return the values at some places along one axis, of which the field holds the spans with these starts."""
+    if isinstance(part, range):
+        first = part.start - int(shifts[np.searchsorted(starts, part.start, "right") - 1])
+        return field[(slice(None),) * axis + (slice(first, first + len(part)),)]
+    place = part - shifts[(np.searchsorted(starts, part, "right") - 1).clip(0)]
+    found = field.take(np.where(part < 0, 0, place), axis)
+    np.moveaxis(found, axis, 0)[part < 0] = 0
+    return found
 
 
 def _joined(pieces: list[NDArray[Any]], counts: list[int]) -> NDArray[Any]:

@@ -56,8 +56,9 @@ def test_what_is_gathered_is_the_padded_field(sizes, firsts, boundary, lead):
 
     index = [axis.index(first) for axis, first in zip(axes, firsts, strict=True)]
     found = gather(read, index)
-    by_rows = np.where(index[0][:, None] < 0, 0, field[..., index[0], :])
-    expected = np.where(index[1] < 0, 0, by_rows[..., index[1]])
+    rows, columns = (np.concatenate(parts) for parts in index)
+    by_rows = np.where(rows[:, None] < 0, 0, field[..., rows, :])
+    expected = np.where(columns < 0, 0, by_rows[..., columns])
     np.testing.assert_array_equal(found, expected)
     cells = [(slice(a.start, a.stop), slice(b.start, b.stop)) for a, b in asked]
     assert sum((a.stop - a.start) * (b.stop - b.start) for a, b in cells) <= field[..., 0, 0].size * np.prod(sizes)

@@ -49,6 +49,8 @@ class Listing:
         What identifies the input cheaply.
     notes
         What a person should know: members skipped, labels missing, alpha dropped.
+    marks
+        By member, what changes when it does, as far as that can be told without reading it.
     """
 
     columns: Columns
@@ -56,6 +58,7 @@ class Listing:
     uri: str
     checksum: dict[str, Any]
     notes: tuple[str, ...]
+    marks: dict[str, str]
 
 
 def scan(entry: Entry, data_root: Path) -> Listing:
@@ -98,7 +101,7 @@ def scan(entry: Entry, data_root: Path) -> Listing:
         checksum["table"] = labels.table_checksum(entry.labels.table.file, archive)
     if entry.sky and entry.sky.cutouts:
         checksum["table"] = labels.table_checksum(entry.sky.cutouts.table, archive)
-    return Listing(columns, out, str(archive.root), checksum, tuple(notes + said))
+    return Listing(columns, out, str(archive.root), checksum, tuple(notes + said), archive.marks(names))
 
 
 def read(

@@ -44,7 +44,7 @@ SECONDS = 20.0  # of the kernel or the script, beyond which the rest is scaled
 ONE_RUN = """
 import contextlib, os, sys, time
 os.sched_setaffinity(0, set(range(int(sys.argv[2]))))
-from scattercube.pipeline import clusters, job
+from scattercube.pipeline import clusters, execute, job
 connect, starting, now, spent = clusters.connect, job.starting, time.perf_counter, []
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ clusters.connect, job.starting = imported, timed
 if __name__ == "__main__":
     begin = now()
     job.run(job.Job.model_validate_json(sys.argv[1]))
-    print(now() - begin, sum(spent))
+    print(now() - begin, sum(spent), execute.peak_nbytes())
 """
 
 
@@ -160,19 +160,19 @@ def measure(work: Work, folder: Path, scaling: bool) -> Row:
     plan = prepared.plan
     row.signal = f"{plan.signal_shape[0]:,} × {'×'.join(map(str, plan.signal_shape[1:]))}"
     row.cube, row.predicted = in_words(plan.feature_nbytes), plan.worker_nbytes + plan.key_nbytes
-    row.wall, row.start = _elsewhere(job, folder, workers=1, cores=2)
+    row.wall, row.start, _ = _elsewhere(job, folder, workers=1, cores=2)
     row.peak, row.keys, row.shares = _journal(prepared.places)
     row.kernel, row.error = _kernel(prepared)
     row.script = _script(prepared)
     if scaling:
         for workers in (1, 2):
-            wall, start = _elsewhere(job, folder, workers=workers, cores=workers)
+            wall, start, _ = _elsewhere(job, folder, workers=workers, cores=workers)
             row.pinned[workers] = wall - start
     return row
 
 
-def _elsewhere(job: Job, folder: Path, workers: int, cores: int) -> tuple[float, float]:
-    """Seconds from the archive to the published cube, in a process on so many cores, and of these the start."""
+def _elsewhere(job: Job, folder: Path, workers: int, cores: int) -> tuple[float, float, int]:
+    """Seconds from the archive to the published cube, in a process on so many cores, of these the start; its memory."""
     shutil.rmtree(folder / "store", ignore_errors=True)
     cluster = folder / "cluster.yaml"
     cluster.write_text(f"{{kind: local, workers: {workers}}}")
@@ -182,8 +182,25 @@ def _elsewhere(job: Job, folder: Path, workers: int, cores: int) -> tuple[float,
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, str(script), job.model_dump_json(), str(cores)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    wall, start = map(float, done.stdout.split()[-2:])
-    return wall, start
+    wall, start, peak = done.stdout.split()[-3:]
+    return float(wall), float(start), int(peak)
+
+
+def growth(folder: Path) -> str:
+    """Lay out what an archive of 10^4, 10^5 and 10^6 small images takes: memory, and time for a thousand."""
+    lines = ["| images of 16×16 | wall s | ms for 1,000 | worker MB | driver MB |", "|" + 5 * "---|"]
+    for n in (10**4, 10**5, 10**6):
+        archive = folder / f"n{n}"
+        archive.mkdir()
+        np.save(archive / "images.npy", np.random.default_rng(0).integers(0, 256, (n, 16, 16), np.uint8))
+        job = Job(entry=str(archive), until="extract", store=str(folder / "store"), set=("J=2",))
+        wall, start, driver = _elsewhere(job, folder, workers=1, cores=2)
+        worker, *_ = _journal(prepare(job).places)
+        lines.append(
+            f"| {n:,} | {wall:.3g} | {1e6 * (wall - start) / n:.3g} | {worker / 1e6:.0f} | {driver / 1e6:.0f} |"
+        )
+        shutil.rmtree(archive)
+    return "\n".join(lines)
 
 
 def _journal(places) -> tuple[int, float, dict[str, float]]:
@@ -320,6 +337,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(WORKS[name], Path(folder), not given.no_scaling))
         print(table(rows[-1:]), flush=True)
+    grown = ""
+    if not given.no_scaling:
+        with tempfile.TemporaryDirectory() as folder:
+            grown = growth(Path(folder))
+        print(grown, flush=True)
+        grown = f"\n\nWhat an archive takes as it grows:\n\n{grown}"
     if given.write and rows:
         text = PAGE.read_text(encoding="utf-8")
         before, _, rest = text.partition("<!-- table -->\n")
@@ -328,7 +351,9 @@ def main() -> None:
         where = (
             f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, engine {active_engine()}, {today}"
         )
-        PAGE.write_text(f"{before}<!-- table -->\n{where}\n\n{table(rows)}\n<!-- end -->{after}", encoding="utf-8")
+        PAGE.write_text(
+            f"{before}<!-- table -->\n{where}\n\n{table(rows)}{grown}\n<!-- end -->{after}", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -133,6 +133,17 @@ class Archive:
         with self._errors(name):
             return self._container.signature(name)
 
+    def marks(self, names: Sequence[str]) -> dict[str, str]:
+        """Return by member what changes when it does, as far as that can be told without reading it."""
+        found = {}
+        for name in self.each(names, 0):
+            try:
+                with self._errors(name):
+                    found[name] = " ".join(map(str, self._container.mark(name)))
+            except RecordError:  # it has gone since it was listed
+                found[name] = ""
+        return found
+
     def __contains__(self, name: str) -> bool:
         return name in self._container
 

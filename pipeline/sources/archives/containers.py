@@ -91,6 +91,12 @@ class Container(Protocol):
     def signature(self, name: str) -> list[int]:
         """Return what changes when the member does; of a bundle, what changes with its documents."""
 
+    def mark(self, name: str) -> list[int]:
+        """Return what changes when the member itself does, as far as that can be told without reading it.
+
+        Other than the signature, it stays when members are added to a tar or zip.
+        """
+
     def parts(self, name: str) -> Iterator[tuple[str, int]]:
         """Yield the files of a bundle, by their keys in it, and their sizes."""
 
@@ -181,6 +187,8 @@ class _Folder:
         found = [file.stat() for file in files if len(files) == 1 or file.is_file()]
         return [number for status in found for number in (status.st_size, status.st_mtime_ns)]
 
+    mark = signature
+
     def parts(self, name: str) -> Iterator[tuple[str, int]]:
         top = self._path(name)
         for folder, _, files in os.walk(top):
@@ -205,6 +213,7 @@ class _Tar:
         self.root = self._path = path
         self._key = ("tar", str(path), *stat(path))
         self._places: dict[str, tuple[int, int]] = {}
+        self._times: dict[str, int] = {}
         with self._open_stream() as stream, tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as listing:
             self._index(listing, stream)
         self.names: Sequence[str]
@@ -225,6 +234,7 @@ class _Tar:
                 regular = member.isreg() and not member.issparse()
                 if not member.isdir() and admit(name, regular, self._places, self.skipped):
                     self._places[name] = (member.offset_data, member.size)
+                    self._times[name] = int(member.mtime)
                 if listing.offset > limit and packed_suffix(self._path.name):
                     raise SourceError(
                         f"{self._path}: unpacks to more than {MAX_RATIO} times its size; refused as a bomb"
@@ -258,6 +268,9 @@ class _Tar:
 
     def signature(self, name: str) -> list[int]:
         return list(stat(self._path))
+
+    def mark(self, name: str) -> list[int]:
+        return [self._places[name][1], self._times[name]] if name in self._places else self.signature(name)
 
     def ahead(self, names: Sequence[str], nbytes: int) -> int:
         if not (nbytes and self.seeks and isinstance(self._path, Remote)):
@@ -306,6 +319,10 @@ class _Zip:
 
     def signature(self, name: str) -> list[int]:
         return list(stat(self._path))
+
+    def mark(self, name: str) -> list[int]:
+        member = self._members.get(name)
+        return [member.file_size, member.CRC] if member else self.signature(name)
 
     def ahead(self, names: Sequence[str], nbytes: int) -> int:
         if not (nbytes and isinstance(self._path, Remote)):

@@ -107,6 +107,8 @@ class _Prefix:
             self._signatures[name] = [n for place in found if isinstance(place, Remote) for n in place.stat()]
         return self._signatures[name]
 
+    mark = signature
+
     def parts(self, name: str) -> Iterator[tuple[str, int]]:
         top = f"{name}/"
         if self._only or self.root.index is None:
