@@ -312,7 +312,7 @@ def table(rows: list[Row]) -> str:
             f"| {row.work.name} | {row.signal} | {row.cube} | {row.kernel:.3g} | {row.wall:.3g} | {row.start:.2g} | "
             f"**{row.kernel / (row.wall - row.start):.2f}** | {row.kernel / row.keys:.2f} | {speedup} | "
             f"{row.script / row.wall:.1f}× | "
-            f"{row.peak / 1e6:.0f}, {row.predicted / 1e6:.0f} | {row.error:.0e} |"
+            f"{row.peak / 1e6:.0f}, {row.predicted / 1e6:.0f} | {'–' if math.isnan(row.error) else f'{row.error:.0e}'} |"
         )
     lines += ["", "Where the time of the keys goes:", "", "| archive | " + " | ".join(rows[0].shares) + " |"]
     lines.append("|---|" + "---|" * len(rows[0].shares))
