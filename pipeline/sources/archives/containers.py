@@ -16,8 +16,11 @@ from pathlib import Path, PurePosixPath
 from stat import S_IFMT, S_IFREG
 from typing import Any, BinaryIO, Protocol, cast
 
+import numpy as np
+
 from scattercube.pipeline.errors import SourceError
 from scattercube.pipeline.sources.archives.bundles import DOCUMENTS, collapse, is_bundle, is_document
+from scattercube.pipeline.sources.archives.indexes import TarIndex, remembered
 from scattercube.pipeline.sources.archives.remote import Place, Remote, fetch_ahead, watch
 from scattercube.pipeline.sources.archives.streams import Part, streams
 
@@ -209,15 +212,12 @@ class _Tar:
     whole = True
 
     def __init__(self, path: Place) -> None:
-        self.skipped: Skipped = defaultdict(list)
         self.root = self._path = path
         self._key = ("tar", str(path), *stat(path))
-        self._places: dict[str, tuple[int, int]] = {}
-        self._times: dict[str, int] = {}
-        with self._open_stream() as stream, tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as listing:
-            self._index(listing, stream)
+        index = remembered(self._key, self._index)
+        self._rows, self._places, self.skipped = index.rows, index.places, index.skipped
         self.names: Sequence[str]
-        self.names, self._bundles = collapse(self._places, path)
+        self.names, self._bundles = collapse(self._rows, path)
         self.seeks = not packed_suffix(path.name)
 
     def _open_stream(self) -> BinaryIO:
@@ -225,37 +225,46 @@ class _Tar:
             return self._path.open("rb")
         return unpacked(_source(self._path), self._path.name)
 
-    def _index(self, listing: tarfile.TarFile, stream: BinaryIO) -> None:
+    def _index(self) -> TarIndex:
+        rows: dict[str, int] = {}
+        skipped: Skipped = defaultdict(list)
+        places: list[tuple[int, int, int]] = []
         limit = max(stat(self._path)[0] * MAX_RATIO, RATIO_FREE_NBYTES)
-        try:
-            while (member := listing.next()) is not None:
-                setattr(listing, "members", [])  # noqa: B010  not in the stubs; tarfile would keep a kilobyte per member
-                name = printable(member.name.removeprefix("./"))
-                regular = member.isreg() and not member.issparse()
-                if not member.isdir() and admit(name, regular, self._places, self.skipped):
-                    self._places[name] = (member.offset_data, member.size)
-                    self._times[name] = int(member.mtime)
-                if listing.offset > limit and packed_suffix(self._path.name):
-                    raise SourceError(
-                        f"{self._path}: unpacks to more than {MAX_RATIO} times its size; refused as a bomb"
-                    )
-            stream.seek(listing.offset)
-            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                self.skipped[f"they follow a damaged header at byte {listing.offset}"].append("names unknown")
-        except DAMAGE as failure:
-            if isinstance(failure, SourceError):
-                raise
-            self.skipped[f"the archive breaks off ({failure})"].append("names unknown")
+        with self._open_stream() as stream, tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as listing:
+            try:
+                while (member := listing.next()) is not None:
+                    setattr(listing, "members", [])  # noqa: B010  not in the stubs; tarfile would keep a kilobyte each
+                    name = printable(member.name.removeprefix("./"))
+                    regular = member.isreg() and not member.issparse()
+                    if not member.isdir() and admit(name, regular, rows, skipped):
+                        rows[name] = len(places)
+                        places.append((member.offset_data, member.size, int(member.mtime)))
+                    if listing.offset > limit and packed_suffix(self._path.name):
+                        raise SourceError(
+                            f"{self._path}: unpacks to more than {MAX_RATIO} times its size; refused as a bomb"
+                        )
+                stream.seek(listing.offset)
+                if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    skipped[f"they follow a damaged header at byte {listing.offset}"].append("names unknown")
+            except DAMAGE as failure:
+                if isinstance(failure, SourceError):
+                    raise
+                skipped[f"the archive breaks off ({failure})"].append("names unknown")
+        return TarIndex(rows, np.array(places, np.int64).reshape(-1, 3), skipped)
+
+    def _place(self, name: str) -> tuple[int, int]:
+        start, size, _ = self._places[self._rows[name]].tolist()
+        return start, size
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places or name in self._bundles
+        return name in self._rows or name in self._bundles
 
     def nbytes(self, name: str) -> int:
-        return self._places[name][1]
+        return self._place(name)[1]
 
     def parts(self, name: str) -> Iterator[tuple[str, int]]:
         top = self._bundles[name]
-        return ((n.removeprefix(top), size) for n, (_, size) in self._places.items() if n.startswith(top))
+        return ((n.removeprefix(top), self._place(n)[1]) for n in self._rows if n.startswith(top))
 
     def part(self, name: str, key: str) -> str:
         return self._bundles[name] + key
@@ -263,19 +272,19 @@ class _Tar:
     packed_nbytes = nbytes
 
     def open(self, name: str) -> BinaryIO:
-        window = io.BufferedReader(Part(lambda: streams.get(self._key, self._open_stream), *self._places[name]))
+        window = io.BufferedReader(Part(lambda: streams.get(self._key, self._open_stream), *self._place(name)))
         return unpacked(window, name) if packed_suffix(name) else window
 
     def signature(self, name: str) -> list[int]:
         return list(stat(self._path))
 
     def mark(self, name: str) -> list[int]:
-        return [self._places[name][1], self._times[name]] if name in self._places else self.signature(name)
+        return self._places[self._rows[name], 1:].tolist() if name in self._rows else self.signature(name)
 
     def ahead(self, names: Sequence[str], nbytes: int) -> int:
         if not (nbytes and self.seeks and isinstance(self._path, Remote)):
             return len(names)
-        places = [self._places.get(name, (0, 0)) for name in names]
+        places = [self._place(name) if name in self._rows else (0, 0) for name in names]
         return fetch_ahead(self._path, [(start, min(size, nbytes)) for start, size in places])
 
 
