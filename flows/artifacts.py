@@ -1,12 +1,14 @@
 """What a finished run leaves in Prefect: tables of scores and quarantine, a picture, a summary with links."""
 
+from dataclasses import asdict
+
 import numpy as np
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from scattercube.flows.summary import conclusion
 from scattercube.pipeline.charts import confusion, predictions
 from scattercube.pipeline.job import Outcome
-from scattercube.pipeline.store import Store
+from scattercube.pipeline.quarantine import quarantined
 
 QUARANTINE_ROWS = 100
 
@@ -18,8 +20,7 @@ def publish_artifacts(outcome: Outcome) -> None:
     if outcome.nothing_new:
         return
     create_table_artifact(key="phases", table=outcome.phases, description=f"{title}: phases, seconds and shards")
-    events = [*Store(places.chunks).events(), *Store(places.cube).events()]
-    bad = [record for event in events for record in event["bad"]]
+    bad = [asdict(record) for record in quarantined(places)]
     if bad:
         shown = f"{len(bad)} quarantined records, the first {min(len(bad), QUARANTINE_ROWS)}"
         create_table_artifact(key="quarantine", table=bad[:QUARANTINE_ROWS], description=f"{title}: {shown}")

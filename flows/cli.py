@@ -2,32 +2,39 @@
 
 Exit codes: 0 done, or nothing to do · 1 a fault in the program · 2 wrong usage, entry, Spec or cluster file ·
 3 refused by the plan · 4 the archive cannot be read · 5 the store cannot be written, or holds something else ·
-6 a key failed after its retries · 130 interrupted.
+6 a key failed after its retries · 7 more samples are quarantined than ``--max-bad-fraction`` allows ·
+130, 143 interrupted.
+``doctor``, ``diff`` and ``verify`` return 1 where a run cannot work, cubes differ, or numbers are not as written.
 """
 
-import contextlib
-import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from scattercube import __version__
-from scattercube.flows.progress import PLAIN, Bar
-from scattercube.flows.summary import conclusion, introduction, plan_table, prefect_server
+from scattercube.flows import cube_commands, quarantine
+from scattercube.flows.summary import plan_table
+from scattercube.flows.terminal import (
+    DEFAULTS,
+    INTERRUPTED,
+    Common,
+    Direct,
+    EntryName,
+    Terminated,
+    complain,
+    do,
+    say,
+    warn,
+)
 from scattercube.pipeline.errors import ScattercubeError
 from scattercube.pipeline.job import Job, Options, Phase, how_long, prepare
-from scattercube.pipeline.job import run as run_job
 from scattercube.pipeline.spec import explain
-
-INTERRUPTED = "interrupted; what is finished is kept, the same command continues from there"
 
 app = App(
     name="scattercube",
@@ -38,13 +45,9 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-say = Console(**PLAIN)
-warn = Console(stderr=True, **PLAIN)
-
-Common = Annotated[Options, Parameter(name="*")]
-DEFAULTS = Options()
-Direct = Annotated[bool, Parameter(help="without Prefect: the same bytes, no server, no record of the run")]
-
+app.command(quarantine.app)
+for _command in (cube_commands.diff, cube_commands.export, cube_commands.verify):
+    app.command(_command)
 
 PHASE_HELP: dict[str, tuple[Phase, str]] = {
     "run": ("report", "Do everything: plan, ingest, extract, fit, report. Doing it again continues, or does nothing."),
@@ -53,16 +56,11 @@ PHASE_HELP: dict[str, tuple[Phase, str]] = {
     "fit": ("fit", "Fit and score the linear heads, after whatever must come before them, and stop there."),
     "report": ("report", "Write the page, after whatever must come before it: `run` by the name of its last phase."),
 }
-ENTRY_HELP = (
-    "a name from `scattercube catalog`, an entry file (.yaml), or a bare folder, tar, zip or array file, for which "
-    "reader and labels are inferred, shown and saved"
-)
-EntryName = Annotated[str, Parameter(help=ENTRY_HELP)]
 
 
 def _phase_command(until: Phase) -> Callable[..., int]:
     def command(entry: EntryName, /, *, options: Common = DEFAULTS, direct: Direct = False) -> int:
-        return _do(Job(entry=entry, until=until, **options.model_dump()), direct)
+        return do(Job(entry=entry, until=until, **options.model_dump()), direct)
 
     return command
 
@@ -115,20 +113,38 @@ def apply(head: Path, cube: Path, /, *, out: Path = Path("predictions.parquet"))
 
 
 @app.command
-def catalog(*, data: str | None = None) -> int:
-    """List the entries of the catalogue, and whether their archives are there.
+def catalog(
+    *,
+    data: str | None = None,
+    store: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """List the entries of the catalogue, and whether their archives are there; or, with --store, what was produced.
 
     Parameters
     ----------
     data
         Folder of the archives; default $SCATTERCUBE_DATA, else ./data.
+    store
+        A folder that was a --store: list the cubes in it instead, and whether their archives are what they were.
+    as_json
+        One JSON array, for programs.
     """
     from scattercube.flows.doctor import availability
     from scattercube.pipeline.catalog import data_root, list_entries
 
-    root = data_root(data)
+    if store is not None:
+        cube_commands.show_produced(store, data, as_json=as_json)
+        return 0
+    root, entries = data_root(data), list_entries()
+    if as_json:
+        rows = [
+            {"name": e.name, "title": e.title, "reader": e.reader, "archive": availability(e, root)} for e in entries
+        ]
+        cube_commands.print_json(rows)
+        return 0
     table = Table("name", "what", "reader", "archive", title=None)
-    for entry in list_entries():
+    for entry in entries:
         table.add_row(entry.name, entry.title, entry.reader, availability(entry, root))
     say.print(table)
     say.print(f"archives are looked for under {root}  (--data or SCATTERCUBE_DATA)")
@@ -192,49 +208,9 @@ def execute(arguments: list[str]) -> int:
         result: Any = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as failure:
         cause = failure.__cause__
-        return _complain(f"--{explain(cause, Options)}" if isinstance(cause, ValidationError) else str(failure), 2)
+        return complain(f"--{explain(cause, Options)}" if isinstance(cause, ValidationError) else str(failure), 2)
     except ScattercubeError as failure:
-        return _complain(str(failure), failure.exit_code)
-    except KeyboardInterrupt:
-        return _complain(INTERRUPTED, 130)
+        return complain(str(failure), failure.exit_code)
+    except KeyboardInterrupt as stop:
+        return complain(INTERRUPTED, 143 if isinstance(stop, Terminated) else 130)
     return result if isinstance(result, int) else 0
-
-
-def _interrupted(_signal: int, _frame: Any) -> NoReturn:
-    """End at once, with everything that was started.
-
-    A terminal interrupts the embedded server too, and Prefect would go on asking it for minutes. The store needs no
-    farewell: it is made for processes that die at any moment.
-    """
-    import psutil
-
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            child.terminate()
-    os._exit(_complain(INTERRUPTED, 130))
-
-
-def _complain(message: str, code: int) -> int:
-    warn.print("scattercube:", Text(message), style="red")
-    return code
-
-
-def _do(job: Job, direct: bool) -> int:
-    prepared = prepare(job)
-    for line in introduction(job, prepared):
-        warn.print(line)
-    if direct:
-        with Bar(warn) as bar:
-            outcome = run_job(job, observer=bar, prepared=prepared)
-    else:
-        warn.print(prefect_server(), style="dim")
-        # Prefect is imported here: it takes seconds, and neither --help nor --direct nor a refusal needs it.
-        from scattercube.flows.run import prepared_before
-        from scattercube.flows.run import run as flow
-
-        prepared_before.set(prepared)
-        signal.signal(signal.SIGINT, _interrupted)
-        outcome = flow(job)
-    for line in conclusion(outcome):
-        say.print(line)
-    return 0

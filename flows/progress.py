@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from scattercube.pipeline.execute import Observer, StepEvent
+from scattercube.pipeline.stage import Observer, StepEvent
 
 # For consoles: names of files and labels are any text, and must not be read as markup.
 PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}

@@ -11,6 +11,7 @@ from scattercube.pipeline.catalog import described_entry
 from scattercube.pipeline.estimate import Estimate
 from scattercube.pipeline.job import Job, Outcome, Prepared
 from scattercube.pipeline.plan import Plan, in_words
+from scattercube.pipeline.stage import MARKS
 
 
 def prefect_server() -> str:
@@ -95,6 +96,10 @@ def introduction(job: Job, prepared: Prepared) -> Iterator[str]:
     n = plan.signal_shape[0]
     field = f" of {_by(prepared.listing.layout.shape)}" if len(plan.feature_grid.dims) > 1 else ""
     yield f"{entry.title}: {n:,} {'sample' if n == 1 else 'samples'}{field} from {prepared.listing.uri}"
+    if first := plan.signal_grid.first:
+        codes = list(prepared.marks[0].values())
+        marked = "".join(f", {codes.count(code)} {word}" for code, word in MARKS.items() if code in codes)
+        yield f"since the last run: {n - first:,} new{marked}"
     if described_entry(job.entry) is None:
         yield f"no entry was given; this one was inferred, and is saved as {prepared.places.entry_file}:"
         yield "\n".join(f"  {line}" for line in entry.to_yaml().splitlines())
@@ -109,6 +114,11 @@ def conclusion(outcome: Outcome) -> Iterator[str]:
     else:
         done = [f"{phase['name']} {phase['wall_s']:.1f} s" for phase in outcome.phases]
         yield f"done: {', '.join(done)}"
+    if outcome.n_bad:
+        yield (
+            f"{outcome.n_bad} of {outcome.n_samples} samples are quarantined: "
+            f"scattercube quarantine list {outcome.prepared.entry.name}"
+        )
     if outcome.fitted is not None:
         yield outcome.fitted.scores["summary"] if outcome.fitted.scores else f"nothing to fit: {outcome.fitted.nothing}"
     for name, path in (("cube", places.cube), ("page", places.page)):

@@ -5,15 +5,17 @@ An entry is one YAML file. ``catalogs/README.md`` describes every field for thos
 
 import os
 import re
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
+import regex
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from scattercube.pipeline.addresses import URL, check_access, check_url
-from scattercube.pipeline.errors import EntryError
+from scattercube.pipeline.errors import EntryError, said_by
 from scattercube.pipeline.policies import (
     Arrays,
     Audio,
@@ -29,18 +31,42 @@ from scattercube.pipeline.policies import (
 from scattercube.pipeline.spec import AnySpec, ImageSpec, Model, digest, load_yaml, parse
 
 DATA_VARIABLE = "SCATTERCUBE_DATA"
+_SEARCH_S = 1.0  # that a pattern may take for one name; usual ones take microseconds
 SPLITS = ("train", "test", "unused", "")
 PACKAGE_LOCATION = re.compile(r"package:(?P<package>[A-Za-z_]\w*)/(?P<path>.+)")
 
 
 def _check_pattern(text: str) -> str:
     try:
-        groups = re.compile(text).groupindex
-    except re.error as failure:
-        raise ValueError(f"not a regular expression: {failure}") from failure
+        groups = groups_of(text)
+    except RecursionError as failure:
+        raise ValueError("not a regular expression that can be used: nested too deeply") from failure
+    except Exception as failure:  # a number that is too large is no regex.error
+        raise ValueError(f"not a regular expression: {said_by(failure)}") from failure
     if not groups:
         raise ValueError("no named group; name what the columns are called, for example (?P<label>[^/]+)")
     return text
+
+
+def groups_of(pattern: str) -> list[str]:
+    """Return the names of a pattern's groups, in their order."""
+    return list(_compiled(pattern).groupindex)
+
+
+def search(pattern: str, name: str, field: str) -> "regex.Match[str] | None":
+    """Search a pattern of an entry in the name of a member. Raises EntryError where that takes too long."""
+    try:
+        return _compiled(pattern).search(name, timeout=_SEARCH_S)
+    except TimeoutError as failure:
+        raise EntryError(
+            f"{field}: {pattern!r} takes more than {_SEARCH_S:g} s for the name {name!r}: a repetition inside of a "
+            "repetition can divide a name in too many ways; write it without"
+        ) from failure
+
+
+@lru_cache(maxsize=64)
+def _compiled(pattern: str) -> "regex.Pattern[str]":
+    return regex.compile(pattern)
 
 
 def _check_location(text: str) -> str:
@@ -157,7 +183,7 @@ class Split(Model):
     def _at_most_one(self) -> Self:
         if sum(getattr(self, name) is not None for name in ("position", "pattern", "column")) > 1:
             raise ValueError("give at most one of position, pattern, column")
-        if self.pattern and "split" not in re.compile(self.pattern).groupindex:
+        if self.pattern and "split" not in groups_of(self.pattern):
             raise ValueError("pattern: no group named split; write (?P<split>…)")
         if wrong := set(self.rename.values()) - set(SPLITS):
             raise ValueError(f"rename: {sorted(wrong)} are no splits; use train, test, unused or ''")

@@ -15,18 +15,18 @@ import numpy as np
 import xarray as xr
 
 from scattercube.pipeline.catalog import Entry
+from scattercube.pipeline.identity import of_chunks, of_cube
 from scattercube.pipeline.keys import Grid
 from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.sources import Listing
 from scattercube.pipeline.spec import Spec, digest
-from scattercube.pipeline.store import ABSENT, IDENTITY, OK, PARTIAL, QUARANTINED
+from scattercube.pipeline.stores.protocol import ABSENT, IDENTITY, OK, PARTIAL, QUARANTINED, REMOVED, ROWS, SUPERSEDED
 from scattercube.pipeline.transforms import Transform, output_units
 
-FORMAT = 2  # raised when a cube of the new code cannot be continued by the old
 _STATUS = {
     "long_name": "state of the sample",
-    "flag_values": [OK, QUARANTINED, ABSENT, PARTIAL],
-    "flag_meanings": "ok quarantined absent partial",
+    "flag_values": [OK, QUARANTINED, ABSENT, PARTIAL, SUPERSEDED, REMOVED],
+    "flag_meanings": "ok quarantined absent partial superseded removed",
 }
 _REFERENCES = {
     "scattering2d": "Bruna and Mallat, Invariant scattering convolution networks, IEEE TPAMI 35 (2013), 1872-1886",
@@ -49,7 +49,8 @@ _DESCRIPTIONS = {
 def chunk_template(entry: Entry, listing: Listing, plan: Plan) -> xr.Dataset:
     """Describe the chunk store: ``signal`` (sample, [channel,] …) in the reader's dtype, and ``status`` (sample)."""
     layout, columns = listing.layout, dict(listing.columns)
-    columns["source"] = np.array([f"{listing.uri}/{member}" for member in columns["member"]], dtype=object)
+    if "source" not in columns:
+        columns["source"] = sources(listing.uri, columns["member"])
     rows = {"chunks": _rows(plan.signal_grid)}
     coords: dict[str, Any] = {
         name: ("sample", values, _sample_attrs(name, entry), rows) for name, values in columns.items()
@@ -62,16 +63,13 @@ def chunk_template(entry: Entry, listing: Listing, plan: Plan) -> xr.Dataset:
         if size <= MOST_POSITIONS:
             attrs = {"units": unit, "long_name": f"{dim} in the sample"}
             coords[dim] = (dim, np.arange(size, dtype=np.float64) * step, attrs)
-    identity = {
-        "format": FORMAT,
-        "entry": entry.digest,
-        "members": digest({name: values.tolist() for name, values in listing.columns.items()}),
-        # Not its place: a copy elsewhere is the same archive.
-        "archive": {name: value for name, value in listing.checksum.items() if name != "path"},
-        "shape": list(plan.signal_shape),
-        "dtype": str(layout.dtype),
-        "spacing": list(layout.spacing),
-        "grid": plan.signal_grid.extent(),
+    identity = of_chunks(entry, layout, plan) | {
+        ROWS: {
+            "samples": plan.signal_shape[0],
+            "members": digest({name: values.tolist() for name, values in columns.items() if name != "source"}),
+            # Not its place: a copy elsewhere is the same archive.
+            "archive": {name: value for name, value in listing.checksum.items() if name != "path"},
+        },
     }
     about = {"long_name": "sample as read", "spacing": list(layout.spacing), "spacing_units": list(layout.units)}
     arrays = {"signal": xr.Variable(plan.signal_dims, _nothing(layout.dtype, plan.signal_shape), about)}
@@ -79,6 +77,11 @@ def chunk_template(entry: Entry, listing: Listing, plan: Plan) -> xr.Dataset:
     attrs["input_checksums"] = json.dumps(listing.checksum, sort_keys=True)
     attrs["notes"] = "\n".join(listing.notes)
     return xr.Dataset(_cut(arrays, plan.signal_grid), coords=coords, attrs=attrs)
+
+
+def sources(uri: str, members: np.ndarray) -> np.ndarray:
+    """Return where samples come from: archive and member."""
+    return np.array([f"{uri}/{member}" for member in members], dtype=object)
 
 
 def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan) -> xr.Dataset:
@@ -96,12 +99,9 @@ def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan) -
     if "channel" in chunks.coords:
         coords["channel"] = ("channel", chunks["channel"].values)
     coords |= path_coordinates(transform) | position_coordinates(plan, transform)
-    identity = {
-        "format": FORMAT,
-        "spec": spec.digest,
-        "chunks": digest(json.loads(chunks.attrs[IDENTITY])),
-        "shape": list(plan.feature_shape),
-        "grid": plan.feature_grid.extent(),
+    held = json.loads(chunks.attrs[IDENTITY])
+    identity = of_cube(spec, plan, {name: value for name, value in held.items() if name != ROWS}) | {
+        ROWS: held[ROWS],
     }
     attrs = _provenance(entry, identity, f"scattering of {chunks.attrs['title']}")
     attrs |= {
@@ -180,7 +180,7 @@ def _rows(grid: Grid) -> tuple[int]:
 
     All of 10^6 names would be decoded for each shard that reads its own.
     """
-    return (min(grid.sizes[0], grid.shard[0] * -(-COLUMN_ROWS // grid.shard[0])),)
+    return (grid.shard[0] * -(-COLUMN_ROWS // grid.shard[0]),)
 
 
 def _nothing(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -196,8 +196,7 @@ def _cut(arrays: dict[str, xr.Variable], grid: Grid) -> dict[str, xr.Variable]:
             "chunks": tuple(chunk.get(str(dim), size) for dim, size in variable.sizes.items()),
             "shards": tuple(shard.get(str(dim), size) for dim, size in variable.sizes.items()),
         }
-    (n_samples, *_), (at_once, *_) = grid.sizes, grid.shard
-    status = xr.Variable(("sample",), _nothing(np.dtype(np.uint8), (n_samples,)), _STATUS)
+    status = xr.Variable(("sample",), _nothing(np.dtype(np.uint8), grid.sizes[:1]), _STATUS)
     # One byte a sample: what is written at once is small enough to read. Of fields it is written last, at once.
-    status.encoding = {"chunks": (at_once if len(grid.dims) == 1 else n_samples,)}
+    status.encoding = {"chunks": grid.shard[:1] if len(grid.dims) == 1 else _rows(grid)}
     return arrays | {"status": status}

@@ -7,20 +7,20 @@ keys are missing, and shared out among the workers.
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
 from scattercube.kernels.device import Device
 from scattercube.pipeline import extract, ingest
 from scattercube.pipeline.catalog import Entry
-from scattercube.pipeline.execute import Stage, attempt
+from scattercube.pipeline.execute import attempt
 from scattercube.pipeline.keys import ChunkKey
 from scattercube.pipeline.places import Places, refuse_unwritable
 from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.sources import Listing
 from scattercube.pipeline.spec import Spec
-from scattercube.pipeline.store import Store
+from scattercube.pipeline.stage import Stage
 
 CALIBRATION_SECONDS = 10.0
 CLUSTER_SECONDS = 3.0  # until the processes of a local cluster are there
@@ -112,8 +112,9 @@ def estimate(
     ChunkError
         A key cannot be done at all.
     """
-    grids = ((places.chunks, plan.signal_grid), (places.cube, plan.feature_grid))
-    n_ingest, n_extract = (len(Store(path).missing(grid.keys)) for path, grid in grids)
+    stores = ((places.chunk_store, plan.signal_grid), (places.cube_store, plan.feature_grid))
+    n_ingest, n_extract = (len(store.missing(grid.keys)) for store, grid in stores)
+    plan = replace(plan, signal_grid=plan.signal_grid.behind(0), feature_grid=plan.feature_grid.behind(0))
     # On the disk of the store, which may not be there yet.
     scratch = Path(tempfile.mkdtemp(prefix=".calibration-", dir=refuse_unwritable(places.root)))
     try:
@@ -131,7 +132,7 @@ def _timed(reading: Stage, scattering: Stage, plan: Plan, seconds: float) -> tup
     end = time.perf_counter() + seconds
     read: dict[str, tuple[float, float]] = {}
     scattered: list[tuple[float, float]] = []
-    reading.store.create(reading.template())
+    reading.begin()
     for key in scattering.keys:
         for needed in extract.needed(plan, key):
             if str(needed) not in read:
@@ -139,8 +140,7 @@ def _timed(reading: Stage, scattering: Stage, plan: Plan, seconds: float) -> tup
         if not scattered:
             if len(plan.signal_grid.dims) > 1:
                 reading.store.settle(plan.signal_grid.sizes[0])
-            reading.store.publish()
-            scattering.store.create(scattering.template())
+            scattering.begin()
         scattered.append(_timed_key(scattering, key))
         if time.perf_counter() > end and len(scattered) > 1:
             break

@@ -5,133 +5,45 @@ groups through a bounded window, so that the scheduler's memory stays flat howev
 idempotent, because a key may run more than once: a worker can die after it wrote and before it said so.
 """
 
+import asyncio
 import errno
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from scattercube.pipeline.blas import one_thread
 from scattercube.pipeline.errors import ChunkError, ScattercubeError
 from scattercube.pipeline.keys import ChunkKey, Keys
-from scattercube.pipeline.store import Store
+from scattercube.pipeline.stage import Observer, Silence, Stage, StepEvent
 
 if TYPE_CHECKING:
-    import xarray as xr
     from distributed import Client, Future
 
 ATTEMPTS = 3
 TASK_SECONDS = 2.0  # a Dask task holds as many keys as take about this long
 _DONE, _WANTED, _BEGUN = range(3)
 WINDOW = 3  # tasks in flight per worker thread
+SILENT_SECONDS = 3600.0  # a key takes seconds; where no worker has finished any for so long, something hangs
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # trying again changes nothing
 
 
-@dataclass(frozen=True)
-class StepEvent:
-    """What one key cost. One line of the journal.
-
-    Attributes
-    ----------
-    key, digest
-        Which shard, and the digest of its numbers.
-    read_s, compute_s, write_s
-        Seconds in each part of the step.
-    nbytes_in, nbytes_out, n_samples
-        How much went through, uncompressed.
-    bad
-        Quarantined records: sample_id, source, reason, message.
-    not_ok
-        Number and status of the samples that are not ok, where a sample is made by several keys.
-    peak_nbytes
-        The largest memory that the worker's process has had so far.
-    """
-
-    key: str
-    digest: str
-    read_s: float
-    compute_s: float
-    write_s: float
-    nbytes_in: int
-    nbytes_out: int
-    n_samples: int
-    bad: tuple[dict[str, str], ...] = ()
-    not_ok: tuple[tuple[int, int], ...] = ()
-    stage: str = ""
-    attempt: int = 1
-    worker: str = ""
-    started: float = 0.0
-    peak_nbytes: int = 0
-
-
-def bad_record(rows: Mapping[str, np.ndarray], index: int, reason: str, message: str) -> dict[str, str]:
-    """Name the record of a row, by ``sample_id`` and ``source``, and say what is wrong with it: a row of quarantine."""
-    named = {name: str(rows[name][index]) for name in ("sample_id", "source")}
-    return named | {"reason": reason, "message": message}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the pipeline: every stage has this shape.
-
-    Attributes
-    ----------
-    name
-        ``ingest`` or ``extract``.
-    store
-        Where the step writes.
-    template
-        Makes the lazy Dataset that describes the store.
-    keys
-        All keys, in order.
-    step
-        Runs one key and writes its shard; idempotent, and picklable with its parameters inside.
-    source, needs
-        The stage whose shards this one reads while it still runs, and which of its keys a key needs; none where all of
-        it must be there before.
-    """
-
-    name: str
-    store: Store
-    template: "Callable[[], xr.Dataset]"
-    keys: Keys
-    step: Callable[[ChunkKey], StepEvent]
-    source: "Stage | None" = None
-    needs: Callable[[ChunkKey], Iterable[ChunkKey]] | None = None
-
-
-class Observer(Protocol):
-    """Whoever wants to see the work go by: a progress bar, an artifact, a test."""
-
-    def begin(self, stage: str, n_keys: int, n_done: int) -> None:
-        """Say that a stage starts, with ``n_done`` of ``n_keys`` finished by an earlier run."""
-
-    def step(self, event: StepEvent) -> None:
-        """Say that a key is finished and in the journal."""
-
-
-@dataclass
-class Silence:
-    """The observer of a run that nobody watches."""
-
-    def begin(self, stage: str, n_keys: int, n_done: int) -> None:
-        """Ignore it."""
-
-    def step(self, event: StepEvent) -> None:
-        """Ignore it."""
-
-
-def run(stage: Stage, keys: Keys, client: "Client | None" = None, observer: Observer | None = None) -> int:
+def run(
+    stage: Stage,
+    keys: Keys,
+    client: "Client | None" = None,
+    observer: Observer | None = None,
+    confirm: Callable[[str], None] = lambda stage: None,
+) -> int:
     """Run those of the given keys that the journal does not have, and journal each; return how many.
 
     Where the stage has a ``source``, keys of that which they need and that are missing run before them, and meanwhile
-    others: one is read and decoded while another is computed.
+    others: one is read and decoded while another is computed. ``confirm`` is asked, by the name of a stage, before
+    anything is recorded for it, and raises where its store has become another run's.
 
     Raises
     ------
@@ -143,10 +55,12 @@ def run(stage: Stage, keys: Keys, client: "Client | None" = None, observer: Obse
     finished = _serial(work) if client is None else _distributed(work, client)
     stores = {one.name: one.store for one in (stage, stage.source) if one is not None}
     count = 0
-    for event in finished:
-        stores[event.stage].record(asdict(event))
-        watch.step(event)
-        count += event.stage == stage.name
+    for events in finished:
+        confirm(events[0].stage)
+        stores[events[0].stage].record([event.line() for event in events], [event.change for event in events])
+        for event in events:
+            watch.step(event)
+            count += event.stage == stage.name
     return count
 
 
@@ -271,12 +185,13 @@ class _Work:
             self._wanted.append(number)
 
 
-def _serial(work: _Work) -> Iterator[StepEvent]:
+def _serial(work: _Work) -> Iterator[list[StepEvent]]:
+    """Yield what is finished, a key at a time; what comes after one begins when it is recorded."""
     while (group := work.next(lambda _stage: 1)) is not None:
         stage, keys = group
         for key in keys:
             event = attempt(stage.name, stage.step, key)
-            yield event
+            yield [event]
             work.done(event.stage, event.key)
 
 
@@ -337,7 +252,32 @@ class _Window:
             self.seconds_per_key[events[0].stage] = seconds
 
 
-def _distributed(work: _Work, client: "Client") -> Iterator[StepEvent]:
+def _next(stream: Any, window: _Window) -> "Future[Any]":
+    """Return the next future that is finished; raises ChunkError where there is none for too long."""
+
+    async def wait() -> "Future[Any]":
+        return await asyncio.wait_for(anext(stream), SILENT_SECONDS)
+
+    try:
+        found: Future[Any] = window.client.sync(wait)
+        return found
+    except TimeoutError:
+        running = {key for keys in window.client.processing().values() for key in keys}
+        groups = [window.groups[future] for future in window.groups if future.key in running]
+        raise _hanging(groups or list(window.groups.values())) from None
+
+
+def _hanging(groups: Sequence[tuple[Stage, tuple[ChunkKey, ...]]]) -> ChunkError:
+    named = [f"{stage.name} {key}" for stage, keys in groups for key in keys[:1]]
+    others = f" and {len(named) - 1} others" if len(named) > 1 else ""
+    return ChunkError(
+        f"{named[0]}{others}: nothing was finished for {SILENT_SECONDS:.0f} s: an archive or a disk may hang, or no "
+        f"worker is left; what is finished is kept: see to that, and run the same command again"
+    )
+
+
+def _distributed(work: _Work, client: "Client") -> Iterator[list[StepEvent]]:
+    """Yield what is finished, a group at a time; what needs it is submitted when it is recorded."""
     from distributed import KilledWorker, as_completed
 
     window = _Window(client, work)
@@ -347,14 +287,16 @@ def _distributed(work: _Work, client: "Client") -> Iterator[StepEvent]:
         # A future that is kept is computed again when its worker dies. Without its loop, the latest client's would do.
         stream = as_completed(first, loop=client.loop)
         del first
-        for future in stream:
+        while not stream.is_empty():
+            future = _next(stream, window)
             stage, group = window.groups.pop(future)
             try:
                 events, failure = future.result()
             except KilledWorker:  # whatever else the worker had is as suspect as the key that is to blame
                 events, failure = [], None
                 suspects.extend((stage, key) for key in group)
-            yield from events
+            if events:
+                yield events
             window.learn(events)
             problem = problem or failure
             if problem is None:
@@ -362,11 +304,14 @@ def _distributed(work: _Work, client: "Client") -> Iterator[StepEvent]:
                     stream.add(more)
         for stage, key in suspects:  # each with all workers to itself
             try:
-                events, failure = window.submit(stage, (key,)).result()
+                events, failure = window.submit(stage, (key,)).result(timeout=SILENT_SECONDS)
+            except TimeoutError:
+                raise _hanging([(stage, (key,))]) from None
             except KilledWorker as death:
                 events, failure = [], ChunkError(f"{stage.name} {key}: its worker died each time it ran: {death}")
             window.groups.clear()
-            yield from events
+            if events:
+                yield events
             window.learn(events)
             problem = problem or failure
     if problem is not None:

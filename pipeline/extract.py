@@ -17,12 +17,13 @@ import numpy as np
 
 from scattercube.kernels.device import Device, through
 from scattercube.pipeline.catalog import Entry
-from scattercube.pipeline.execute import Stage, StepEvent, bad_record
+from scattercube.pipeline.identity import of_cube
 from scattercube.pipeline.keys import ChunkKey
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.spec import Spec
-from scattercube.pipeline.store import OK, PARTIAL, QUARANTINED, Store
+from scattercube.pipeline.stage import NO_MARKS, Stage, StepEvent, bad_record
+from scattercube.pipeline.stores.protocol import OK, PARTIAL, QUARANTINED, Store
 from scattercube.pipeline.tiles import Axis, Index, gather, spans
 from scattercube.pipeline.transforms import Transform, least_coverage, with_gaps
 
@@ -37,7 +38,15 @@ _building = threading.Lock()  # where several threads of a worker need the filte
 _computing = threading.Lock()
 
 
-def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Device, source: Stage) -> Stage:
+def stage(
+    places: Places,
+    entry: Entry,
+    spec: Spec,
+    plan: Plan,
+    device: Device,
+    source: Stage,
+    marks: Mapping[int, int] = NO_MARKS,
+) -> Stage:
     """Describe the stage: chunk store in, ``scattering`` and ``status`` out.
 
     Keys run as soon as ``source``, the first stage, has what they need; only of fields must it be complete, because
@@ -49,31 +58,35 @@ def stage(places: Places, entry: Entry, spec: Spec, plan: Plan, device: Device, 
 
         return feature_template(source.template(), entry, spec, plan)
 
-    chunks, cube = Store(places.chunks), Store(places.cube)
+    chunks, cube = source.store, places.cube_store
     is_field = len(plan.signal_grid.dims) > 1
     return Stage(
         name="extract",
         store=cube,
+        holds=of_cube(spec, plan, dict(source.holds)),
         template=template,
         keys=plan.feature_grid.keys,
         step=partial(_step, chunks, cube, plan, spec, device),
+        marks=marks,
         source=None if is_field else source,
         needs=None if is_field else partial(needed, plan),
     )
 
 
 def needed(plan: Plan, key: ChunkKey) -> Iterator[ChunkKey]:
-    """Yield the keys of the first stage that hold what a key of this one reads."""
+    """Yield the keys of the first stage that write what a key of this one reads; none for what is published."""
     grid, region = plan.signal_grid, plan.feature_grid.region(key)
     axes = dict(zip(plan.signal_dims[-len(plan.axes) :], plan.axes, strict=True)) if plan.axes else {}
-    touched = []
+    touched: list[list[int]] = []
     for dim, shard in zip(grid.dims, grid.shard, strict=True):
         if dim in axes:
             held = spans(_index(axes[dim], region[dim]))
             first, last = held[0].start, held[-1].stop - 1
         else:
             first, last = region[dim].start, region[dim].stop - 1
-        touched.append(range(first // shard * shard, last + 1, shard))
+        begin = grid.first if dim == "sample" else 0
+        aligned = range(first // shard * shard, last + 1, shard)
+        touched.append([max(start, begin) for start in aligned if start + shard > begin and begin <= last])
     for starts in product(*touched):
         yield ChunkKey(tuple(zip(grid.dims, starts, strict=True)))
 
@@ -96,7 +109,7 @@ def _step(chunks: Store, cube: Store, plan: Plan, spec: Spec, device: Device, ke
     bad = _judge(chunks, samples, status, arrays, spec, whole=not is_field)
     computing = perf_counter()
     written = dict(zip(("scattering", "coverage"), arrays, strict=False)) | ({} if is_field else {"status": status})
-    digest = cube.write(key, written)
+    digest, change = cube.write(key, written)
     return StepEvent(
         key=str(key),
         digest=digest,
@@ -108,6 +121,7 @@ def _step(chunks: Store, cube: Store, plan: Plan, spec: Spec, device: Device, ke
         n_samples=len(signal),
         bad=bad,
         not_ok=tuple((samples.start + i, int(status[i])) for i in np.flatnonzero(status).tolist()) if is_field else (),
+        change=change,
     )
 
 
@@ -189,7 +203,7 @@ def _judge(
         lost &= share >= least_coverage(spec)
         empty = (status == OK) & whole & ~share.reshape(len(status), -1).any(axis=1)
         status[(status == OK) & ~_finite(features)] = PARTIAL
-    lost_rows = (status != QUARANTINED) & lost.any(axis=tuple(range(1, lost.ndim)))
+    lost_rows = np.isin(status, (OK, PARTIAL)) & lost.any(axis=tuple(range(1, lost.ndim)))
     messages = {
         f"values too large for {spec.dtype}: the transform of this sample is not finite": lost_rows & ~empty,
         "no value is there: all are missing": empty,

@@ -30,7 +30,8 @@ from scattercube.pipeline.places import Places
 from scattercube.pipeline.protocol import Protocol, choose_protocol
 from scattercube.pipeline.scoring import Task
 from scattercube.pipeline.spec import digest
-from scattercube.pipeline.store import open_cube, replace_file
+from scattercube.pipeline.stores.files import replace_file
+from scattercube.pipeline.stores.opening import open_cube
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -7,19 +7,20 @@ the store holds: a file that was merely touched is no new sample.
 """
 
 import io
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import RecordError, StoreError
 from scattercube.pipeline.keys import Grid
 from scattercube.pipeline.sources import READERS, Columns, Layout, Listing, read
-from scattercube.pipeline.stores.protocol import OK, QUARANTINED, REMOVED, SUPERSEDED, Store
+from scattercube.pipeline.stores.protocol import IDENTITY, LIVE, OK, QUARANTINED, REMOVED, ROWS, SUPERSEDED, Store
 
 _AT_ONCE = 256  # samples that are compared together, at most
 
@@ -48,9 +49,8 @@ class Growth:
         return len(self.listing.columns["sample_id"]) - self.first
 
 
-def grown(
+def growth(
     store: Store,
-    grid: Grid,
     listing: Listing,
     known: Mapping[str, str],
     entry: Entry,
@@ -58,12 +58,12 @@ def grown(
     *,
     retry: bool = False,
 ) -> Growth:
-    """Compare what an archive holds now with what a published chunk store has.
+    """Compare what an archive holds now with what its chunk store has.
+
+    A version that was begun is finished as it was begun, from the archive as it is: what came later is for the next.
 
     Parameters
     ----------
-    grid
-        The store's.
     known
         What members looked like when they were read: the ledger.
     retry
@@ -74,28 +74,56 @@ def grown(
     StoreError
         The archive or the entry says something else of samples that are published: other columns, another label.
     """
-    held = {name: store.read(name, slice(0, grid.sizes[0])) for name in (*listing.columns, "status")}
-    live = np.flatnonzero(~np.isin(held["status"], (SUPERSEDED, REMOVED)))
-    ids = pd.Index(held["sample_id"][live])
-    place = ids.get_indexer(pd.Index(listing.columns["sample_id"]))
-    is_known = place >= 0
-    rows = live[place[is_known]]
-    listed = np.flatnonzero(is_known)
+    attributes = store.attributes()
+    identity = json.loads(attributes.get(IDENTITY, "{}"))
+    if identity.get("entry") != entry.digest or ROWS not in identity:
+        return Growth(listing, 0, {})  # nothing, or another: beginning the store says so
+    grid = held_grid(attributes)
+    versions = store.versions()
+    first = versions[-1].n_rows if versions else 0
+    names = (*listing.columns, "source")
+    held = {name: store.read(name, slice(0, grid.sizes[0])) for name in names}
+    status = store.read("status", slice(0, first)) if first else np.zeros(0, np.uint8)
+    if not store.published:
+        begun = replace(listing, columns=held, checksum=json.loads(attributes["input_checksums"]))
+        ids = held["sample_id"]
+        live = np.flatnonzero(np.isin(status[:first], LIVE))
+        again = live[np.isin(ids[live], ids[first:])]
+        gone = live[~np.isin(ids[live], listing.columns["sample_id"])]
+        return Growth(begun, first, _marks(again, gone))
+    live = np.flatnonzero(np.isin(status, LIVE))
+    import pandas as pd  # not for --help
+
+    place = pd.Index(held["sample_id"][live]).get_indexer(pd.Index(listing.columns["sample_id"]))
+    rows, listed = live[place[place >= 0]], np.flatnonzero(place >= 0)
     _refuse_other_columns(store, held, rows, listing.columns, listed)
-    member = listing.columns["member"]
     looks = {name: known.get(name) != mark for name, mark in listing.marks.items()}
-    doubtful = np.fromiter((looks.get(name, True) for name in member[listed]), bool, len(listed))
+    doubtful = np.fromiter((looks.get(name, True) for name in listing.columns["member"][listed]), bool, len(listed))
     if retry:
-        doubtful |= held["status"][rows] == QUARANTINED
+        doubtful |= status[rows] == QUARANTINED
     changed = np.zeros(len(listed), bool)
-    changed[doubtful] = _differ(
-        store, grid, listing, rows[doubtful], listed[doubtful], held["status"], entry, data_root
-    )
+    changed[doubtful] = _differ(store, grid, listing, rows[doubtful], listed[doubtful], status, entry, data_root)
     gone = np.setdiff1d(live, rows)
-    fresh = np.sort(np.concatenate([np.flatnonzero(~is_known), listed[changed]]))
-    columns = {name: np.concatenate([held[name], values[fresh]]) for name, values in listing.columns.items()}
-    marks = dict.fromkeys(rows[changed].tolist(), SUPERSEDED) | dict.fromkeys(gone.tolist(), REMOVED)
-    return Growth(replace(listing, columns=columns), grid.sizes[0], marks)
+    fresh = np.sort(np.concatenate([np.flatnonzero(place < 0), listed[changed]]))
+    if entry.limit is not None and (len(fresh) or len(gone)):
+        raise StoreError(
+            f"{store.url}: holds {entry.limit} samples (--limit) of an archive that has changed since; choose another "
+            "--store, or remove this one to choose anew"
+        )
+    source = [f"{listing.uri}/{name}" for name in listing.columns["member"].tolist()]
+    now = listing.columns | {"source": np.array(source, object)}
+    columns = {name: np.concatenate([held[name], values[fresh]]) for name, values in now.items()}
+    return Growth(replace(listing, columns=columns), grid.sizes[0], _marks(rows[changed], gone))
+
+
+def held_grid(attributes: Mapping[str, Any], n_samples: int | None = None) -> Grid:
+    """Return how a store is cut, from its attributes; for as many samples as it has, or for others."""
+    identity = json.loads(attributes[IDENTITY])
+    return Grid.of_extent(identity["grid"], identity[ROWS]["samples"] if n_samples is None else n_samples)
+
+
+def _marks(superseded: np.ndarray, removed: np.ndarray) -> dict[int, int]:
+    return dict.fromkeys(superseded.tolist(), SUPERSEDED) | dict.fromkeys(removed.tolist(), REMOVED)
 
 
 def _refuse_other_columns(
@@ -166,6 +194,8 @@ def _windows(grid: Grid, layout: Layout) -> Iterator[tuple[slice, ...]]:
 
 def ledger(marks: Mapping[str, str]) -> bytes:
     """Write down what members look like, as Parquet."""
+    import pandas as pd
+
     content = io.BytesIO()
     pd.DataFrame({"member": list(marks), "mark": list(marks.values())}, dtype="str").to_parquet(content)
     return content.getvalue()
@@ -175,8 +205,24 @@ def marks_in(content: bytes | None) -> dict[str, str]:
     """Read a ledger back; one that is absent or damaged knows nothing, and everything is compared."""
     if content is None:
         return {}
+    import pandas as pd
+
     try:
         table = pd.read_parquet(io.BytesIO(content), columns=["member", "mark"])
     except (ValueError, OSError, KeyError):  # what Arrow raises for damaged bytes
         return {}
     return dict(zip(table["member"].tolist(), table["mark"].tolist(), strict=True))
+
+
+def cube_growth(chunks: Store, growth: Growth, cube: Store) -> tuple[int, dict[int, int]]:
+    """Return how many rows of a cube are published, and what the chunk store says of these and the cube does not."""
+    versions = cube.versions()
+    first = versions[-1].n_rows if versions else 0
+    if not first:
+        return 0, {}
+    status = chunks.read("status", slice(0, first))
+    for row, code in growth.marks.items():
+        if row < first:
+            status[row] = code
+    marked = np.isin(status, (SUPERSEDED, REMOVED)) & (cube.read("status", slice(0, first)) != status)
+    return first, {int(row): int(status[row]) for row in np.flatnonzero(marked)}

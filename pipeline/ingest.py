@@ -10,18 +10,21 @@ import numpy as np
 
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import RecordError
-from scattercube.pipeline.execute import Stage, StepEvent, bad_record
+from scattercube.pipeline.identity import of_chunks
 from scattercube.pipeline.keys import ChunkKey, Grid
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.sources import READERS, Layout, Listing, read
-from scattercube.pipeline.store import OK, QUARANTINED, Store
+from scattercube.pipeline.stage import NO_MARKS, Stage, StepEvent, bad_record
+from scattercube.pipeline.stores.protocol import OK, QUARANTINED, Store
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def stage(places: Places, entry: Entry, data_root: Path, listing: Listing, plan: Plan) -> Stage:
+def stage(
+    places: Places, entry: Entry, data_root: Path, listing: Listing, plan: Plan, marks: Mapping[int, int] = NO_MARKS
+) -> Stage:
     """Describe the stage: archive in, ``signal`` and ``status`` out."""
 
     @cache  # the next stage asks for it too
@@ -30,15 +33,17 @@ def stage(places: Places, entry: Entry, data_root: Path, listing: Listing, plan:
 
         return chunk_template(entry, listing, plan)
 
-    store = Store(places.chunks)
+    store = places.chunk_store
     needed = ("member", "item", *READERS[entry.reader].offsets)  # to find a record again
     columns = tuple(name for name in needed if name in listing.columns)
     return Stage(
         name="ingest",
         store=store,
+        holds=of_chunks(entry, listing.layout, plan),
         template=template,
         keys=plan.signal_grid.keys,
         step=partial(_step, store, plan.signal_grid, listing.layout, columns, entry, data_root),
+        marks=marks,
     )
 
 
@@ -67,7 +72,7 @@ def _step(
     bad = _named(store, samples, rows, failures)
     reading = perf_counter()
     is_field = len(grid.dims) > 1
-    digest = store.write(key, {"signal": signal} | ({} if is_field else {"status": status}))
+    digest, change = store.write(key, {"signal": signal} | ({} if is_field else {"status": status}))
     return StepEvent(
         key=str(key),
         digest=digest,
@@ -79,6 +84,7 @@ def _step(
         n_samples=len(signal),
         bad=bad,
         not_ok=tuple((samples.start + i, int(status[i])) for i in np.flatnonzero(status).tolist()) if is_field else (),
+        change=change,
     )
 
 

@@ -7,27 +7,34 @@ a Prefect flow calls each as a task. Both write the same bytes.
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
+import numpy as np
 from pydantic import Field
 
 from scattercube.pipeline import clusters, execute, extract, ingest
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.catalog import data_root as find_data_root
 from scattercube.pipeline.clusters import Cluster, load_cluster, starting
-from scattercube.pipeline.errors import SpecError
+from scattercube.pipeline.errors import QuarantineError, SpecError
 from scattercube.pipeline.estimate import Estimate, estimate
-from scattercube.pipeline.execute import Observer, Silence, Stage, StepEvent
+from scattercube.pipeline.growth import cube_growth, growth, held_grid, ledger, marks_in
+from scattercube.pipeline.keys import Grid
 from scattercube.pipeline.places import Places, local_root
 from scattercube.pipeline.plan import Plan, plan, ranges, refuse_what_cannot_fit
 from scattercube.pipeline.sources import Listing, load_entry, scan
 from scattercube.pipeline.spec import Model, Spec, load_spec
-from scattercube.pipeline.store import Store, replace_file
+from scattercube.pipeline.stage import Observer, Silence, Stage, StepEvent
+from scattercube.pipeline.stores.files import replace_file
+from scattercube.pipeline.stores.lease import Lease
+from scattercube.pipeline.stores.opening import Backend
+from scattercube.pipeline.stores.protocol import LIVE, QUARANTINED, Store
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -52,6 +59,13 @@ class Options(Model, strict=False):
         None
     )
     serial: Annotated[bool, Field(description="run every key in this process, without Dask")] = False
+    backend: Annotated[
+        Backend, Field(description="what keeps the stores: zarr, or icechunk (an extra), which has transactions")
+    ] = "zarr"
+    max_bad_fraction: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of samples that may be quarantined before the run ends with exit code 7"),
+    ] = 1.0
 
 
 class Job(Options, strict=False):
@@ -59,11 +73,20 @@ class Job(Options, strict=False):
 
     entry: Annotated[str, Field(description="catalogue name, entry file, or a bare folder, tar, zip or array file")]
     until: Annotated[Phase, Field(description="the last phase to bring up to date")] = "report"
+    retry: Annotated[bool, Field(description="read again what is quarantined")] = False
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job with everything resolved and checked, before any work."""
+    """A job with everything resolved and checked, before any work.
+
+    Attributes
+    ----------
+    listing
+        All rows: those that are published, and behind them what is new in the archive.
+    marks
+        What becomes of published rows, in the chunk store and in the cube.
+    """
 
     entry: Entry
     spec: Spec
@@ -72,6 +95,7 @@ class Prepared:
     places: Places
     listing: Listing
     plan: Plan
+    marks: tuple[Mapping[int, int], Mapping[int, int]]
     seconds: float
 
 
@@ -81,6 +105,8 @@ class Outcome:
 
     Attributes
     ----------
+    n_samples, n_bad
+        The samples that the archive has now, as far as the stores know it, and those of them that are quarantined.
     phases
         Seconds and keys of each phase, in order; a phase that had nothing to do has ``n_done`` 0.
     fitted
@@ -88,13 +114,15 @@ class Outcome:
     """
 
     prepared: Prepared
+    n_samples: int = 0
+    n_bad: int = 0
     phases: list[dict[str, Any]] = field(default_factory=list)
     fitted: "FitResult | None" = None
 
     @property
     def nothing_new(self) -> bool:
         """Whether an earlier run had done it all."""
-        return not any(phase["n_done"] for phase in self.phases)
+        return not any(phase["n_done"] for phase in self.phases) and not any(self.prepared.marks)
 
 
 class Caller(Protocol):
@@ -126,22 +154,33 @@ def prepare(job: Job) -> Prepared:
     if job.serial and job.cluster:
         raise SpecError(f"--serial and --cluster {job.cluster}: choose one")
     clusters.refuse_without_device(cluster)
-    listing = scan(entry, data_root)
-    planned = plan(spec, len(listing.columns["sample_id"]), listing.layout, masked=entry.sample.missing)
-    places = Places(root, entry.name, spec.digest)
+    places = Places(root, entry.name, spec.digest, job.backend)
+    chunks, cube = places.chunk_store, places.cube_store
+    known = marks_in(places.ledger.read_bytes() if places.ledger.exists() else None)
+    found = growth(chunks, scan(entry, data_root), known, entry, data_root, retry=job.retry)
+    first, marks = cube_growth(chunks, found, cube)
+    n_samples = len(found.listing.columns["sample_id"])
+    held = (_grid_of(chunks, n_samples, found.first), _grid_of(cube, n_samples, first))
+    planned = plan(spec, n_samples, found.listing.layout, masked=entry.sample.missing, held=held)
     memory = clusters.machine()[1] if job.serial else cluster.worker_nbytes()
     threads = 1 if job.serial else cluster.threads
     refuse_what_cannot_fit(planned, root, _missing_nbytes(places, planned), memory, threads)
-    return Prepared(entry, spec, cluster, data_root, places, listing, planned, time.perf_counter() - begin)
+    spent = time.perf_counter() - begin
+    return Prepared(entry, spec, cluster, data_root, places, found.listing, planned, (found.marks, marks), spent)
+
+
+def _grid_of(store: Store, n_samples: int, first: int) -> Grid | None:
+    """How a store is cut that has published rows already, for so many samples; None where there are none."""
+    return replace(held_grid(store.attributes(), n_samples), first=first) if first else None
 
 
 def _missing_nbytes(places: Places, planned: Plan) -> int:
     """Bytes of both stores, uncompressed, that no earlier run has written."""
     arrays = (
-        (places.chunks, planned.signal_grid, planned.signal_nbytes),
-        (places.cube, planned.feature_grid, planned.feature_nbytes),
+        (places.chunk_store, planned.signal_grid, planned.signal_nbytes),
+        (places.cube_store, planned.feature_grid, planned.feature_nbytes),
     )
-    return sum(nbytes * len(Store(path).missing(grid.keys)) // len(grid.keys) for path, grid, nbytes in arrays)
+    return sum(nbytes * len(store.missing(grid.keys)) // len(grid.behind(0).keys) for store, grid, nbytes in arrays)
 
 
 def how_long(prepared: Prepared, *, serial: bool) -> Estimate:
@@ -174,7 +213,7 @@ def run(
     watch = observer or Silence()
     started = datetime.now(UTC)
     prepared = prepared or call("plan", prepare, job)
-    outcome = Outcome(prepared, [{"name": "plan", "wall_s": prepared.seconds, "n_keys": 0, "n_done": 0}])
+    outcome = Outcome(prepared, phases=[{"name": "plan", "wall_s": prepared.seconds, "n_keys": 0, "n_done": 0}])
     places, reached = prepared.places, PHASES.index(job.until)
     with ExitStack() as held:
         # No cluster starts when nothing is missing; where something is, while stores are made.
@@ -182,29 +221,37 @@ def run(
         work = _Spent(watch)
         for stages in _stages(prepared, reached):
             begin = time.perf_counter()
+            _keep(places.entry_file, prepared.entry.to_yaml().encode())
+            begun = [stage for stage in stages if not stage.current]
+            leases = {
+                stage.name: held.enter_context(Lease.take(places.lease(stage.store), stage.store.url))
+                for stage in begun
+            }
+            confirm = partial(_confirm, leases)
             if client is None and not job.serial and any(stage.store.missing(stage.keys) for stage in stages):
                 client = held.enter_context(starting(prepared.cluster))
-            for stage in stages:
-                stage.store.create(stage.template())
-                _keep_entry(places.entry_file, prepared.entry)
+            for stage in begun:
+                stage.begin()
             missing = {stage.name: stage.store.missing(stage.keys) for stage in stages}
             for stage in stages:
-                watch.begin(stage.name, len(stage.keys), len(stage.keys) - len(missing[stage.name]))
+                watch.begin(stage.name, stage.n_keys, stage.n_keys - len(missing[stage.name]))
             for stage in reversed(stages):  # the last one asks for what it needs of the one before
                 for part in ranges(stage.store.missing(stage.keys)):
-                    call(f"{stage.name} {part[0]}–{part[-1]}", execute.run, stage, part, client and client(), work)
-            for stage in stages:
+                    where = client and client()
+                    call(f"{stage.name} {part[0]}–{part[-1]}", execute.run, stage, part, where, work, confirm)
+            for stage in begun:
                 if missing[stage.name] or not stage.store.published:
-                    if len((grid := stage.keys.grid).dims) > 1:
-                        stage.store.settle(grid.sizes[0])
-                    stage.store.publish()
+                    confirm(stage.name)
+                    stage.finish()
+            if stages[0].name == "ingest":
+                _keep(places.ledger, ledger(prepared.listing.marks))
             wall = time.perf_counter() - begin
             for stage in stages:
                 seconds = wall * work.share(stage.name, stages)
-                outcome.phases.append(_phase(stage.name, seconds, len(stage.keys), len(missing[stage.name])))
+                outcome.phases.append(_phase(stage.name, seconds, stage.n_keys, len(missing[stage.name])))
     if reached >= PHASES.index("fit"):
         begin = time.perf_counter()
-        outcome.fitted = call("fit", fit.fit, places, prepared.entry.fit, Store(places.cube).content_digest())
+        outcome.fitted = call("fit", fit.fit, places, prepared.entry.fit, places.cube_store.content_digest())
         outcome.phases.append(_phase("fit", time.perf_counter() - begin, 1, int(outcome.fitted.fresh)))
     if reached >= PHASES.index("report") and (not outcome.nothing_new or _older(places.page, places.scores)):
         begin = time.perf_counter()
@@ -212,14 +259,32 @@ def run(
         replace_file(places.run_file, record.encode())
         call("report", report.report, places)
         outcome.phases.append(_phase("report", time.perf_counter() - begin, 1, 1))
+    if reached >= PHASES.index("ingest"):
+        store = places.cube_store if reached >= PHASES.index("extract") else places.chunk_store
+        _refuse_too_many_bad(job, outcome, store)
     return outcome
 
 
-def _keep_entry(file: Path, entry: Entry) -> None:
-    """Write the resolved entry beside what is made from it; left alone where it stands already."""
-    text = entry.to_yaml().encode()
-    if not file.exists() or file.read_bytes() != text:
-        replace_file(file, text)
+def _refuse_too_many_bad(job: Job, outcome: Outcome, store: Store) -> None:
+    status = store.read("status", slice(0, outcome.prepared.plan.signal_shape[0]))
+    outcome.n_samples, outcome.n_bad = (int(np.isin(status, codes).sum()) for codes in (LIVE, (QUARANTINED,)))
+    if outcome.n_bad > job.max_bad_fraction * outcome.n_samples:
+        raise QuarantineError(
+            f"{store.url}: {outcome.n_bad} of {outcome.n_samples} samples are quarantined, "
+            f"{outcome.n_bad / outcome.n_samples:.2%}; max_bad_fraction allows {job.max_bad_fraction:.2%}; all others "
+            f"are done and published: see `scattercube quarantine list {job.entry}`, mend the archive and run again"
+        )
+
+
+def _confirm(leases: Mapping[str, Lease], stage: str) -> None:
+    """Raise StoreError where another run has taken over the store of a stage."""
+    leases[stage].confirm()
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Write a file beside the stores; left alone where it stands already."""
+    if not file.exists() or file.read_bytes() != content:
+        replace_file(file, content)
 
 
 def _older(page: Path, scores: Path) -> bool:
@@ -253,10 +318,12 @@ class _Spent:
 def _stages(prepared: Prepared, reached: int) -> list[list[Stage]]:
     """The keyed stages up to a phase; those that run together stand together."""
     places, entry, planned = prepared.places, prepared.entry, prepared.plan
-    reading = ingest.stage(places, entry, prepared.data_root, prepared.listing, planned)
+    reading = ingest.stage(places, entry, prepared.data_root, prepared.listing, planned, prepared.marks[0])
     if reached < PHASES.index("extract"):
         return [[reading]][:reached]
-    scattering = extract.stage(places, entry, prepared.spec, planned, prepared.cluster.device, reading)
+    scattering = extract.stage(
+        places, entry, prepared.spec, planned, prepared.cluster.device, reading, prepared.marks[1]
+    )
     return [[reading, scattering]] if scattering.source else [[reading], [scattering]]
 
 

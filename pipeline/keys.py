@@ -50,6 +50,12 @@ class Grid:
         """Cut along ``sample`` only."""
         return cls(("sample",), (n_samples,), (shard,), (chunk,))
 
+    @classmethod
+    def of_extent(cls, extent: Mapping[str, Any], n_samples: int) -> Self:
+        """Read back what `extent` wrote, for so many samples."""
+        dims, shard, chunk = (tuple(extent[name]) for name in ("dims", "shard", "chunk"))
+        return cls(dims, (n_samples, *extent["sizes"]), shard, chunk)
+
     @property
     def counts(self) -> tuple[int, ...]:
         """Shards along each dim that keys write in."""
@@ -95,10 +101,10 @@ class Grid:
         return replace(self, first=first)
 
     def extent(self) -> Mapping[str, Any]:
-        """Return the grid as plain values, for attributes and digests."""
+        """Return the grid as plain values, for attributes and digests: all but how many samples there are."""
         return {
             "dims": list(self.dims),
-            "sizes": list(self.sizes),
+            "sizes": list(self.sizes[1:]),
             "shard": list(self.shard),
             "chunk": list(self.chunk),
         }

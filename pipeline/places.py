@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scattercube.pipeline.errors import StoreError
+from scattercube.pipeline.stores.files import Files, files_at
+from scattercube.pipeline.stores.opening import Backend, store_at
+from scattercube.pipeline.stores.protocol import Store
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,14 @@ class Places:
         The folder that holds all entries, ``--store``.
     entry_name, spec_digest
         What names the subfolders.
+    backend
+        What keeps the stores.
     """
 
     root: Path
     entry_name: str
     spec_digest: str
+    backend: Backend = "zarr"
 
     @property
     def entry_file(self) -> Path:
@@ -37,6 +43,25 @@ class Places:
     def cube(self) -> Path:
         """The feature cube of this Spec."""
         return self.root / self.entry_name / "features" / self.spec_digest
+
+    @property
+    def chunk_store(self) -> Store:
+        """The chunk store, to write and to read."""
+        return store_at(str(self.chunks), self.backend)
+
+    @property
+    def cube_store(self) -> Store:
+        """The feature cube, to write and to read."""
+        return store_at(str(self.cube), self.backend)
+
+    def lease(self, store: Store) -> Files:
+        """Where those who write a store say so."""
+        return files_at(f"{store.url}.lease")
+
+    @property
+    def ledger(self) -> Path:
+        """What the archive's members looked like when they were read, Parquet."""
+        return self.root / self.entry_name / "ledger.parquet"
 
     @property
     def fit(self) -> Path:

@@ -84,8 +84,7 @@ class Plan:
         shard = dict(zip(self.feature_grid.dims, self.feature_grid.shard, strict=True))
         dims = self.signal_dims[-len(self.axes) :]
         return tuple(
-            axis.reach(shard.get(dim, axis.n_out) // axis.n_out)
-            for dim, axis in zip(dims, self.axes, strict=True)
+            axis.reach(shard.get(dim, axis.n_out) // axis.n_out) for dim, axis in zip(dims, self.axes, strict=True)
         )
 
     def positions(self, transform: Transform) -> tuple[np.ndarray, ...]:
@@ -107,7 +106,7 @@ def sample_grid(n_samples: int, sample_nbytes: int, source_nbytes: int = 0) -> G
 
     It depends on nothing else, so every run cuts alike.
     """
-    chunk = max(1, min(CHUNK_NBYTES // sample_nbytes, n_samples))
+    chunk = max(1, CHUNK_NBYTES // sample_nbytes)
     wanted = max(1, min(SHARD_NBYTES // sample_nbytes, FIELD_NBYTES // max(source_nbytes, 1)))
     fine = max(1, SMALL_SHARD_NBYTES // sample_nbytes, ceil(n_samples / SMALL_ARCHIVE_SHARDS))
     shard = min(wanted, fine)
@@ -116,7 +115,13 @@ def sample_grid(n_samples: int, sample_nbytes: int, source_nbytes: int = 0) -> G
 
 
 def plan(
-    spec: Spec, n_samples: int, layout: Layout, *, masked: bool = False, pieces: tuple[int, ...] | None = None
+    spec: Spec,
+    n_samples: int,
+    layout: Layout,
+    *,
+    masked: bool = False,
+    pieces: tuple[int, ...] | None = None,
+    held: tuple[Grid | None, Grid | None] = (None, None),
 ) -> Plan:
     """Work out the shapes, grids and bytes of a run over ``n_samples`` samples that look like ``layout``.
 
@@ -126,6 +131,8 @@ def plan(
         Whether values may be missing.
     pieces
         Along each dim of the signal, into how many tiles at least samples are cut; by default those that are large.
+    held
+        How a chunk store and a feature cube that are there already are cut: what comes to them is cut alike.
 
     Raises
     ------
@@ -154,10 +161,8 @@ def plan(
         output, dims = probe.output_shape, output_dims(spec, probe)
     output_nbytes = prod(lead) * output[0] * np.dtype(spec.dtype).itemsize * (2 if masked else 1)
     feature_nbytes = output_nbytes * prod(output[1:])
-    signal_grid, feature_grid = (
-        sample_grid(n_samples, signal_nbytes),
-        sample_grid(n_samples, feature_nbytes, signal_nbytes),
-    )
+    signal_grid = held[0] or sample_grid(n_samples, signal_nbytes)
+    feature_grid = held[1] or sample_grid(n_samples, feature_nbytes, signal_nbytes)
     if pieces or (axes and max(signal_nbytes, feature_nbytes) > FIELD_NBYTES):
         axes = _tiles(axes, pieces or (1,) * n_axes)
         signal_grid = _field_grid(n_samples, layout, signal_nbytes // prod(layout.signal_shape))
@@ -165,13 +170,14 @@ def plan(
         feature_grid = Grid(("sample", *dims), sizes, (1, *shard), (1, *_chunks(shard, output_nbytes)))
     elif axes and not masked and all(axis.boundary == "reflect" for axis in axes):
         axes = ()  # the transform's own border
+    firsts = [grid.first if grid else 0 for grid in held]
     planned = Plan(
         signal_dims=("sample", *layout.dims),
         feature_dims=("sample", *layout.dims[:-n_axes], "path", *dims),
         signal_shape=(n_samples, *layout.shape),
         feature_shape=(n_samples, *lead, *output),
-        signal_grid=signal_grid,
-        feature_grid=feature_grid,
+        signal_grid=signal_grid.behind(firsts[0]),
+        feature_grid=feature_grid.behind(firsts[1]),
         signal_nbytes=n_samples * signal_nbytes,
         feature_nbytes=n_samples * feature_nbytes,
         worker_nbytes=0,
@@ -252,9 +258,9 @@ def _field_grid(n_samples: int, layout: Layout, value_nbytes: int) -> Grid:
 def _worker_nbytes(planned: Plan, spec: Spec, layout: Layout, n_channels: int) -> tuple[int, int]:
     """Predict the memory of a worker that has one key at a time, and of each more, which waits to be computed."""
     transform, precision = planned.transform(spec), np.dtype(spec.dtype).itemsize
-    n_samples = planned.feature_grid.shard[0]
+    n_samples = min(planned.feature_grid.shard[0], planned.feature_grid.sizes[0])
     values = n_samples * n_channels * prod(planned.read_shape)
-    features = planned.feature_nbytes * prod(planned.feature_grid.shard) // prod(planned.feature_grid.sizes)
+    features = _shard_nbytes(planned.feature_grid, planned.feature_nbytes)
     # Extraction holds the signals of a shard, also as the transform takes them, and its features. To these come on the
     # CPU the transform's own arrays, then the shard once more while it is encoded; with a GPU that, and pinned copies.
     converted = 0 if layout.dtype == np.dtype(spec.dtype) else precision
@@ -262,9 +268,14 @@ def _worker_nbytes(planned: Plan, spec: Spec, layout: Layout, n_channels: int) -
     held = read + values * precision + features
     pinned = values * precision + features
     extract = held + max(transform.nbytes(n_samples * n_channels), pinned + features)
-    signal = planned.signal_nbytes * prod(planned.signal_grid.shard) // prod(planned.signal_grid.sizes)
+    signal = _shard_nbytes(planned.signal_grid, planned.signal_nbytes)
     filters = transform.filter_nbytes if isinstance(transform, Cascade) else 0
     return PROCESS_NBYTES + max(filters + extract, 3 * signal), max(read + 2 * features, 3 * signal)
+
+
+def _shard_nbytes(grid: Grid, nbytes: int) -> int:
+    """The bytes of the largest shard, of an array of so many."""
+    return nbytes * prod(map(min, grid.shard, grid.sizes)) // prod(grid.sizes)
 
 
 def refuse_what_cannot_fit(
@@ -274,7 +285,7 @@ def refuse_what_cannot_fit(
 
     ``missing_nbytes`` is what is still to be written, uncompressed: compression is a gain that nobody can promise.
     """
-    free = shutil.disk_usage(refuse_unwritable(root)).free
+    free = shutil.disk_usage(refuse_unwritable(root)).free if missing_nbytes else 0
     if missing_nbytes > free:
         raise PlanError(
             f"{root}: the run may write {in_words(missing_nbytes)} and {in_words(free)} are free; "

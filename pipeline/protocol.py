@@ -12,7 +12,7 @@ import numpy as np
 
 from scattercube.pipeline.features import FIELD_FEATURES
 from scattercube.pipeline.heads import hold_out
-from scattercube.pipeline.store import OK, PARTIAL
+from scattercube.pipeline.stores.protocol import OK, PARTIAL
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -14,7 +14,10 @@ from scattercube.pipeline.exhibits import exhibit_of
 from scattercube.pipeline.exhibits.view import CURVE_SAMPLES, View
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import in_words
-from scattercube.pipeline.store import ABSENT, OK, PARTIAL, QUARANTINED, Store, open_cube, replace_file
+from scattercube.pipeline.quarantine import Quarantined, quarantined
+from scattercube.pipeline.stores.files import replace_file
+from scattercube.pipeline.stores.opening import open_cube
+from scattercube.pipeline.stores.protocol import ABSENT, OK, PARTIAL, QUARANTINED, REMOVED, SUPERSEDED
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,7 +41,7 @@ def report(places: Places) -> Path:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     cube, chunks = open_cube(places.cube), open_cube(places.chunks)
-    journals = {"ingest": Store(places.chunks).events(), "extract": Store(places.cube).events()}
+    journals = {"ingest": places.chunk_store.events(), "extract": places.cube_store.events()}
     run, fitted = _json(places.run_file), _json(places.fit / "scores.json")
     scores = fitted if "heads" in fitted else None
     view = View(cube, chunks, np.flatnonzero(np.isin(cube["status"].values, (OK, PARTIAL))))
@@ -68,7 +71,7 @@ def report(places: Places) -> Path:
         regression=_regression(scores) if scores else None,
         target_name=_target_name(cube),
         nothing=fitted.get("nothing", "no head has been fitted to this cube yet"),
-        bad=_bad([*journals["ingest"], *journals["extract"]]),
+        bad=_bad(quarantined(places)),
         stages=[_stage(name, events) for name, events in journals.items() if events],
         run=run,
         versions=json.loads(cube.attrs.get("versions", "{}")),
@@ -87,6 +90,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _counts(cube: "xr.Dataset", places: Places) -> dict[str, int]:
     status = cube["status"].values
     states = {"ok": OK, "partial": PARTIAL, "quarantined": QUARANTINED, "absent": ABSENT}
+    states |= {"superseded": SUPERSEDED, "removed": REMOVED}
     stored = sum(file.stat().st_size for file in places.cube.rglob("*") if file.is_file())
     return {name: int(np.sum(status == code)) for name, code in states.items()} | {
         "samples": len(status),
@@ -152,9 +156,9 @@ def _best(scores: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _bad(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rows = [row for event in events for row in event["bad"]]
-    return {"n": len(rows), "reasons": Counter(row["reason"] for row in rows).most_common(), "rows": rows[:BAD_ROWS]}
+def _bad(records: Sequence[Quarantined]) -> dict[str, Any]:
+    reasons = Counter(record.reason for record in records).most_common()
+    return {"n": len(records), "reasons": reasons, "rows": records[:BAD_ROWS]}
 
 
 def _stage(name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

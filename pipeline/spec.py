@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from scattercube.pipeline.addresses import hide_secrets
-from scattercube.pipeline.errors import SpecError
+from scattercube.pipeline.errors import SpecError, said_by
 
 
 class Model(BaseModel):
@@ -76,10 +76,7 @@ class Spec(Model):
             key, separator, value = text.partition("=")
             if not separator:
                 raise SpecError(f"--set {text}: expected KEY=VALUE, for example --set J=3")
-            try:
-                values[key.strip()] = yaml.safe_load(value)
-            except yaml.YAMLError as failure:
-                raise SpecError(f"--set {text}: the value is not YAML: {' '.join(str(failure).split())}") from failure
+            values[key.strip()] = parse_yaml(value, f"--set {text}", SpecError)
         return parse_spec(values, "--set")
 
 
@@ -229,21 +226,40 @@ def parse(model: type[M], values: Any, where: str, error: type[Exception]) -> M:
         return model.model_validate_json(json.dumps(model.completed(values), default=str))
     except ValidationError as failure:
         raise error(f"{where}: {explain(failure, model)}") from failure
-    except (TypeError, ValueError, RecursionError) as failure:  # a key that is no text, an alias of itself
-        raise error(f"{where}: not a plain mapping of keys to values: {failure}") from failure
+    except (TypeError, ValueError, OverflowError, RecursionError) as failure:  # a key that is no text, and the like
+        raise error(f"{where}: not a plain mapping of keys to values: {said_by(failure)}") from failure
 
 
 def load_yaml(path: Path, error: type[Exception]) -> Any:
-    """Read a YAML file with the safe loader; a file that is missing, too large or not YAML raises ``error``."""
+    """Read a YAML file; one that is missing, too large or not YAML raises ``error``."""
     limit = 1 << 20
     try:
         if path.stat().st_size > limit:
             raise error(f"{path}: {path.stat().st_size} bytes; a description is at most {limit}")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as failure:
         raise error(f"{path}: {failure.strerror}") from failure
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as failure:
-        raise error(f"{path}: not YAML: {failure}") from failure
+    return parse_yaml(content, str(path), error)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """The safe loader, without aliases: a kilobyte of them stands for gigabytes, or for a value that holds itself."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.get_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"*{alias.anchor} is an alias; write out what it stands for")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str | bytes, where: str, error: type[Exception]) -> Any:
+    """Return the value of a YAML text, which holds plain values only; anything else raises ``error``."""
+    try:
+        return yaml.load(text, _PlainLoader)  # noqa: S506  a safe loader
+    except RecursionError as failure:
+        raise error(f"{where}: not YAML: nested too deeply") from failure
+    except Exception as failure:  # also what int, float and datetime raise on what only looks like one
+        raise error(f"{where}: not YAML: {said_by(failure)}") from failure
 
 
 def parse_spec(values: Any, where: str) -> Spec:

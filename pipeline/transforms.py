@@ -77,6 +77,11 @@ def build(spec: Spec, shape: tuple[int, ...], sampling_rate: float | None = None
                 return HarmonicScattering3D(shape=(shape[0], shape[1], shape[2]), **values)
     except (TypeError, ValueError) as failure:
         raise PlanError(f"{failure}") from failure
+    except MemoryError as failure:
+        raise PlanError(
+            f"transform {spec.transform}: its filters for signals of {'×'.join(map(str, shape))} take more memory than "
+            f"there is; cut the samples smaller, or set padding: support, which works in tiles"
+        ) from failure
     raise PlanError(f"transform {spec.transform}: not known")
 
 

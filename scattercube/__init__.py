@@ -5,15 +5,21 @@ The package is a shell over three folders of the project, in the order in which 
 (arrays in, arrays out). Imports are absolute: ``from scattercube.kernels import Scattering2D``.
 """
 
+from importlib import import_module
 from importlib.metadata import version
 
 __version__ = version("scattercube")
 
 
-def __getattr__(name: str) -> object:
-    """Load ``scatter`` when it is first asked for: kernels alone need no xarray."""
-    if name == "scatter":
-        from scattercube.pipeline.lazy import scatter
+_LATE = {  # kernels alone need no xarray
+    "scatter": "scattercube.pipeline.lazy",
+    "iter_batches": "scattercube.pipeline.batches",
+    "open_cube": "scattercube.pipeline.stores.opening",
+}
 
-        return scatter
+
+def __getattr__(name: str) -> object:
+    """Load what works on cubes when it is first asked for."""
+    if name in _LATE:
+        return getattr(import_module(_LATE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

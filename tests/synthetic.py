@@ -1,7 +1,8 @@
-"""Small runs made in the test: chunk store, feature cube, journals and run.json, written with xarray alone."""
+"""Small runs made in the test: chunk store, feature cube, journals and run.json."""
 
 import json
-import warnings
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ import numpy as np
 import xarray as xr
 
 from scattercube.pipeline.cube import path_coordinates
+from scattercube.pipeline.identity import FORMAT
+from scattercube.pipeline.keys import Grid
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.spec import ImageSpec, Spec
-from scattercube.pipeline.store import OK, PARTIAL, QUARANTINED, Store
+from scattercube.pipeline.stores.protocol import IDENTITY, OK, PARTIAL, QUARANTINED, ROWS, Store
+from scattercube.pipeline.stores.states import VERSIONS
 from scattercube.pipeline.transforms import build, output_dims
 
 SPEC = ImageSpec(J=2, L=4)
+COST = {"read_s": 0.1, "compute_s": 0.2, "write_s": 0.05}  # of all keys of a stage
 
 
 def oriented_noise(angles_deg: Sequence[float], n_each: int, size: int = 16, seed: int = 0) -> np.ndarray:
@@ -115,15 +120,6 @@ def make_run(
     positions = {dim: (dim, np.arange(size, dtype=float)) for dim, size in zip(spec.signal_dims, shape, strict=True)}
     spacing = {"spacing": [1 / rate], "spacing_units": ["s"]} if rate else {}
     chunks = {"signal": ((*dims, *spec.signal_dims), signal, spacing), "status": ("sample", status)}
-    write(xr.Dataset(chunks, coords=coords | positions, attrs=attrs), places.chunks, tiles)
-
-    coords |= path_coordinates(transform)
-    for dim, values in zip(feature_dims[feature_dims.index("path") + 1 :], transform.positions, strict=True):
-        coords[dim] = (dim, values)
-    attrs |= {"spec": spec.to_yaml(), "spec_digest": spec.digest, "filter_digest": transform.filter_digest}
-    variables |= {"scattering": (feature_dims, features), "status": ("sample", status)}
-    write(xr.Dataset(variables, coords=coords, attrs=attrs), places.cube, tiles)
-
     bad = [
         {
             "sample_id": str(ids[i]),
@@ -133,31 +129,65 @@ def make_run(
         }
         for i in np.flatnonzero(status == QUARANTINED)
     ]
-    cost = {"attempt": 1, "worker": "pid 1", "started": 0.0, "read_s": 0.1, "compute_s": 0.2, "write_s": 0.05}
-    for store, stage, faults in ((places.chunks, "ingest", bad), (places.cube, "extract", [])):
-        Store(store).run_folder.mkdir(exist_ok=True)
-        keys = ["".join(f",{dim}={at}" for dim in tiles) for at in (0, 8)] if tiles else [""]
-        for key in keys:
-            Store(store).record(
-                cost
-                | {"stage": stage, "key": f"sample=0{key}", "nbytes_in": signal.nbytes, "nbytes_out": features.nbytes}
-                | {"n_samples": n, "digest": "d", "bad": faults}
-            )
+    write(xr.Dataset(chunks, coords=coords | positions, attrs=attrs), places.chunk_store, "ingest", tiles, bad)
+
+    coords |= path_coordinates(transform)
+    for dim, values in zip(feature_dims[feature_dims.index("path") + 1 :], transform.positions, strict=True):
+        coords[dim] = (dim, values)
+    attrs |= {"spec": spec.to_yaml(), "spec_digest": spec.digest, "filter_digest": transform.filter_digest}
+    variables |= {"scattering": (feature_dims, features), "status": ("sample", status)}
+    write(xr.Dataset(variables, coords=coords, attrs=attrs), places.cube_store, "extract", tiles)
     return places
 
 
-def write(dataset: xr.Dataset, path: Path, tiles: Mapping[str, int] | None = None) -> None:
-    """Write a Dataset as a plain Zarr v3 store, cut into chunks of a few samples, or of one and along other dims."""
-    encoding = {
-        str(name): {
-            "chunks": tuple(
-                (tiles or {}).get(str(dim), (1 if tiles else min(16, size)) if dim == "sample" else size)
-                for dim, size in variable.sizes.items()
-            )
+def write(
+    dataset: xr.Dataset,
+    store: Store,
+    stage: str,
+    tiles: Mapping[str, int] | None = None,
+    bad: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Write a Dataset as a published store, cut into shards of a few samples, or of one and along other dims."""
+    lengths = {"sample": 1, **tiles} if tiles else {"sample": 16}
+    sizes = tuple(dataset.sizes[dim] for dim in lengths)
+    grid = Grid(tuple(lengths), sizes, tuple(lengths.values()), tuple(lengths.values()))
+    for name, variable in dataset.data_vars.items():
+        cut = tuple(lengths.get(str(dim), size) for dim, size in variable.sizes.items())
+        variable.encoding = {"chunks": (16,)} if name == "status" else {"chunks": cut, "shards": cut}
+    identity = {"format": FORMAT, "entry": dataset.attrs["entry_digest"], "grid": grid.extent()}
+    identity[ROWS] = {"samples": dataset.sizes["sample"]}
+    store.begin(dataset.assign_attrs({IDENTITY: json.dumps(identity)}))
+    status = dataset["status"].values
+    for number, key in enumerate(grid.keys):
+        region = grid.region(key)
+        names = [name for name in dataset.data_vars if name != "status" or not tiles]
+        arrays = {name: dataset[name].isel(region, missing_dims="ignore").values for name in names}
+        digest, change = store.write(key, arrays)
+        rows = range(region["sample"].start, region["sample"].stop)
+        event = {
+            **{"key": str(key), "digest": digest, "stage": stage, "attempt": 1, "worker": "pid 1", "started": 0.0},
+            **{part: seconds / len(grid.keys) for part, seconds in COST.items()},
+            **{"n_samples": len(rows), "peak_nbytes": 0},
+            **{"nbytes_in": arrays[names[0]].nbytes, "nbytes_out": arrays[names[0]].nbytes},
+            "bad": list(bad) if number == 0 else [],
+            "not_ok": [[row, int(status[row])] for row in rows if status[row]] if tiles else [],
         }
-        for name, variable in dataset.data_vars.items()
-        if len(variable)
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", category=UserWarning)
-        dataset.to_zarr(path, mode="w", zarr_format=3, consolidated=True, encoding=encoding)
+        store.record([event], [change])
+    if tiles:
+        store.settle(dataset.sizes["sample"])
+    store.publish()
+
+
+def rewrite(dataset: xr.Dataset, store: Store, stage: str) -> None:
+    """Write a store anew, from what was read of it and changed."""
+    for folder in (store.url, f"{store.url}.run"):
+        shutil.rmtree(folder)
+    attrs = {name: value for name, value in dataset.attrs.items() if name not in (IDENTITY, VERSIONS)}
+    write(dataset.drop_encoding().drop_attrs(deep=False).assign_attrs(attrs), store, stage)
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    """Return what every file of a local store holds, without the times at which it was made."""
+    folder = Path(store.url)
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {name: re.sub(rb"2\d{3}-\d\d-\d\dT[\d:+]+", b"", content) for name, content in found.items()}

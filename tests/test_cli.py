@@ -74,7 +74,7 @@ def test_a_head_is_applied_to_another_cube(capsys, archive, tmp_path):
     assert call(capsys, "fit", archive, *options)[0] == 0
     assert call(capsys, "extract", other, *options)[0] == 0
     (head,) = (tmp_path / "store" / "photos" / "results").glob("*/heads/ridge")
-    (cube,) = (path for path in (tmp_path / "store" / "other" / "features").iterdir() if path.suffix != ".run")
+    (cube,) = (path for path in (tmp_path / "store" / "other" / "features").iterdir() if not path.suffix)
     code, said = call(capsys, "apply", head, cube, "--out", tmp_path / "predictions.csv")
     assert code == 0, said
     with (tmp_path / "predictions.csv").open() as file:

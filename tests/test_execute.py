@@ -22,10 +22,11 @@ from scattercube.pipeline import execute
 from scattercube.pipeline.blas import OneThread
 from scattercube.pipeline.clusters import Cluster, connect, load_cluster
 from scattercube.pipeline.errors import ChunkError, SpecError
-from scattercube.pipeline.execute import Stage, StepEvent
 from scattercube.pipeline.keys import ChunkKey, Grid
-from scattercube.pipeline.store import Store
-from tests.test_store import shard, template
+from scattercube.pipeline.stage import Stage, StepEvent
+from scattercube.pipeline.stores.opening import store_at
+from tests.synthetic import contents
+from tests.test_stores import shard, template
 
 GRID = Grid.of_samples(40, shard=2, chunk=1)
 
@@ -41,27 +42,22 @@ def step(store, counts, failures, key):
         os._exit(1)
     if outcome is not None:
         raise outcome
-    digest = store.write(key, shard(GRID, key))
-    return StepEvent(
-        key=str(key), digest=digest, read_s=0.0, compute_s=0.0, write_s=0.001, nbytes_in=0, nbytes_out=24, n_samples=2
-    )
+    digest, change = store.write(key, shard(GRID, key))
+    return StepEvent(str(key), digest, 0.0, 0.0, 0.001, nbytes_in=0, nbytes_out=24, n_samples=2, change=change)
 
 
 def make_stage(folder: Path, failures=None) -> Stage:
     counts = folder / "counts"
     counts.mkdir(parents=True, exist_ok=True)
-    store = Store(folder / "cube")
-    stage = Stage("test", store, lambda: template(GRID), GRID.keys, partial(step, store, counts, failures or {}))
-    store.create(stage.template())
+    store = store_at(str(folder / "cube"))
+    steps = partial(step, store, counts, failures or {})
+    stage = Stage("test", store, {}, lambda: template(40, GRID), GRID.keys, steps)
+    stage.begin()
     return stage
 
 
 def invocations(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in (folder / "counts").iterdir()}
-
-
-def contents(store: Store) -> dict[str, bytes]:
-    return {str(f.relative_to(store.path)): f.read_bytes() for f in sorted(store.path.rglob("*")) if f.is_file()}
 
 
 @dataclass
@@ -171,19 +167,19 @@ def phased_step(store, folder, failing, key):
         time.sleep(0.04)
         if failing == (str(key), phase):
             raise ValueError(f"cannot {phase}")
-    digest = store.write(key, shard(GRID, key))
+    digest, change = store.write(key, shard(GRID, key))
     times.append(time.monotonic())
     (folder / str(key)).write_text(json.dumps(times))
     parts = np.diff(times).tolist()
-    return StepEvent(str(key), digest, *parts, nbytes_in=0, nbytes_out=24, n_samples=2)
+    return StepEvent(str(key), digest, *parts, nbytes_in=0, nbytes_out=24, n_samples=2, change=change)
 
 
 def phased_stage(folder, failing=None):
     notes = folder / "times"
     notes.mkdir(parents=True)
-    store = Store(folder / "cube")
-    stage = Stage("test", store, lambda: template(GRID), GRID.keys, partial(phased_step, store, notes, failing))
-    store.create(stage.template())
+    store = store_at(str(folder / "cube"))
+    stage = Stage("test", store, {}, lambda: template(40, GRID), GRID.keys, partial(phased_step, store, notes, failing))
+    stage.begin()
     return stage, notes
 
 
@@ -289,10 +285,8 @@ def sum_step(source, store, key):
     values = source.read("values", slice(max(0, region.start - 1), min(40, region.stop + 1)))
     status = np.zeros(region.stop - region.start, np.uint8)
     here = np.full((len(status), 3), values.sum(dtype="f4"), "f4")
-    digest = store.write(key, {"values": here, "status": status})
-    return StepEvent(
-        key=str(key), digest=digest, read_s=0.0, compute_s=0.001, write_s=0.0, nbytes_in=0, nbytes_out=24, n_samples=2
-    )
+    digest, change = store.write(key, {"values": here, "status": status})
+    return StepEvent(str(key), digest, 0.0, 0.001, 0.0, nbytes_in=0, nbytes_out=24, n_samples=2, change=change)
 
 
 def neighbours(key):
@@ -302,10 +296,10 @@ def neighbours(key):
 
 def chained(folder: Path, failures=None) -> Stage:
     source = make_stage(folder / "source", failures)
-    store = Store(folder / "sums")
+    store = store_at(str(folder / "sums"))
     step = partial(sum_step, source.store, store)
-    stage = Stage("sums", store, lambda: template(GRID), GRID.keys, step, source, neighbours)
-    store.create(stage.template())
+    stage = Stage("sums", store, {}, lambda: template(40, GRID), GRID.keys, step, source, neighbours)
+    stage.begin()
     return stage
 
 
@@ -356,21 +350,21 @@ class Imagined:
     def missing(self, keys):
         return keys.without(self.lines)
 
-    def record(self, event):
-        self.lines.append(event["key"])
+    def record(self, events, changes):
+        self.lines.extend(event["key"] for event in events)
 
 
 def test_a_million_keys_cost_little_and_leave_the_driver_small(monkeypatch):
     """The serial loop over a step that does nothing: what is left is bookkeeping."""
     grid = Grid.of_samples(10**6, shard=1, chunk=1)
     event = StepEvent("", "", 0.0, 0.0, 0.0, 0, 0, 1)
-    source = Stage("read", Imagined(), lambda: None, grid.keys, lambda key: replace(event, key=str(key)))
-    stage = Stage("scatter", Imagined(), lambda: None, grid.keys, source.step, source, lambda key: [key])
+    source = Stage("read", Imagined(), {}, lambda: None, grid.keys, lambda key: replace(event, key=str(key)))
+    stage = Stage("scatter", Imagined(), {}, lambda: None, grid.keys, source.step, source, lambda key: [key])
     monkeypatch.setattr(execute, "attempt", lambda name, step, key: replace(step(key), stage=name))
     work = execute._Work(stage, stage.store.missing(stage.keys))
     tracemalloc.start()
     begin = time.perf_counter()
-    for number, done in enumerate(execute._serial(work)):
+    for number, (done,) in enumerate(execute._serial(work)):
         assert done.stage == ("scatter" if number % 2 else "read")
         if number == 40_000:
             break

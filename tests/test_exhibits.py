@@ -18,7 +18,7 @@ from scattercube.pipeline.exhibits.view import View, envelope, thinned
 from scattercube.pipeline.fit import fit
 from scattercube.pipeline.report import report
 from scattercube.pipeline.spec import ImageSpec, JointSpec, SignalSpec, Spec, VolumeSpec
-from scattercube.pipeline.store import OK, PARTIAL
+from scattercube.pipeline.stores.protocol import OK, PARTIAL
 from tests.synthetic import blobs, chirps, make_run, oriented_noise
 from tests.test_report import HOSTILE, Page, check_self_contained, labels_of
 
@@ -177,8 +177,8 @@ def test_a_field_is_shown_as_maps(field):
     assert [picture.shape for picture in maps] == [(128, 128, 4), (32, 32, 4), (32, 32, 4), (32, 32, 4)]
     assert [(picture[..., 3] == 0).mean() for picture in maps] == [4 / 128, 1 / 32, 1 / 32, 0]
     # Parts of one sample are not samples.
-    assert f"{1 / 0.7:.3g}" in page.sections["Time and throughput"]
-    assert f"{2 / 0.7:.3g}" not in page.sections["Time and throughput"]
+    assert f"{1 / 0.35:.3g}" in page.sections["Time and throughput"]
+    assert f"{2 / 0.35:.3g}" not in page.sections["Time and throughput"]
 
 
 def test_a_field_that_memory_cannot_hold_is_thinned(field, monkeypatch):

@@ -8,7 +8,7 @@ from scattercube.kernels import Scattering2D
 from scattercube.pipeline import plan
 from scattercube.pipeline.errors import PlanError
 from scattercube.pipeline.job import Job, prepare, run
-from scattercube.pipeline.store import OK, PARTIAL, QUARANTINED, Store
+from scattercube.pipeline.stores.protocol import OK, PARTIAL, QUARANTINED
 
 SHAPE = (3, 200, 184)
 
@@ -94,7 +94,7 @@ def test_nothing_but_gaps_is_quarantined(tmp_path):
     cube = xr.open_zarr(outcome.prepared.places.cube)
     assert cube["status"].values.tolist() == [OK, OK, QUARANTINED]
     assert np.isnan(cube["scattering"].values[2]).all()
-    (record,) = [record for event in Store(outcome.prepared.places.cube).events() for record in event["bad"]]
+    (record,) = [record for event in outcome.prepared.places.cube_store.events() for record in event["bad"]]
     assert (record["sample_id"], record["reason"]) == ("fields.npy#2", "non-finite")
     assert "all are missing" in record["message"]
 
@@ -116,7 +116,7 @@ def test_a_field_that_breaks_off_is_quarantined_and_the_others_go_on(tmp_path, s
     assert cube["status"].values.tolist() == [OK, OK, QUARANTINED]
     assert np.isnan(cube["scattering"].values[2]).all()
     assert np.isfinite(cube["scattering"].values[:2]).all()
-    named = [record for event in Store(outcome.prepared.places.chunks).events() for record in event["bad"]]
+    named = [record for event in outcome.prepared.places.chunk_store.events() for record in event["bad"]]
     assert {record["sample_id"] for record in named} == {"fields.npy#2"}
     assert prepared.plan.signal_shape == (3, 200, 184)
 

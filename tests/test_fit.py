@@ -20,8 +20,8 @@ from scattercube.pipeline.fitted import load_head
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.scoring import score
 from scattercube.pipeline.spec import JointSpec, SignalSpec, VolumeSpec
-from scattercube.pipeline.store import OK, PARTIAL
-from tests.synthetic import SPEC, blobs, chirps, make_run, oriented_noise, write
+from scattercube.pipeline.stores.protocol import OK, PARTIAL
+from tests.synthetic import SPEC, blobs, chirps, make_run, oriented_noise, rewrite
 
 ANGLES = (0, 45, 90)
 RIDGE = FitOptions(heads=("ridge",))
@@ -291,7 +291,7 @@ def test_of_samples_with_few_missing_values_the_others_count(tmp_path):
     places = make_run(tmp_path, oriented_noise((0, 90), 10), labels_of(10, "a", "b"))
     chunks = xr.open_zarr(places.chunks).load()
     chunks["signal"][3, 2, 5] = np.nan
-    write(chunks.drop_encoding(), places.chunks)
+    rewrite(chunks, places.chunk_store, "ingest")
     assert fit(places, RIDGE, "x").scores["heads"]["ridge"]["accuracy"] > 0.9
 
 
@@ -386,7 +386,7 @@ def test_available_memory_is_a_plausible_number_of_bytes():
 def test_a_cube_of_other_samples_is_refused(textures):
     chunks = xr.open_zarr(textures.chunks).load()
     chunks["sample_id"] = chunks["sample_id"].astype(object) + "!"
-    write(chunks.drop_encoding(), textures.chunks)
+    rewrite(chunks, textures.chunk_store, "ingest")
     with pytest.raises(StoreError, match="its samples are not those of"):
         fit(textures, RIDGE, "x")
 
@@ -437,7 +437,7 @@ def test_a_cube_of_other_channels_is_refused(tmp_path):
     fit(places := make_run(tmp_path / "one", colour, labels_of(6, "a", "b")), RIDGE, "x")
     other = make_run(tmp_path / "two", colour)
     cube = xr.open_zarr(other.cube).load().assign_coords(channel=np.array(["u", "v", "w"], dtype=object))
-    write(cube.drop_encoding(), other.cube)
+    rewrite(cube, other.cube_store, "extract")
     with pytest.raises(PlanError, match="coordinate 'channel' has other values"):
         apply(places.fit / "heads" / "ridge", other.cube)
 

@@ -25,7 +25,6 @@ from scattercube.pipeline import clusters, execute, extract, gpus, ingest, plan
 from scattercube.pipeline.clusters import Cluster, connect, load_cluster, refuse_without_device
 from scattercube.pipeline.errors import PlanError, SpecError
 from scattercube.pipeline.job import Job, run
-from scattercube.pipeline.store import Store
 from tests import late_cuda
 from tests.test_execute import GRID, contents, invocations, make_stage
 
@@ -229,7 +228,7 @@ def test_extraction_through_a_device_writes_the_same_bytes(ingested, monkeypatch
         assert len(stage.keys) > 4
         with ThreadPoolExecutor(3) as pool:
             events = list(pool.map(stage.step, stage.keys))
-        found[where] = [(e.key, e.digest, e.n_samples, e.bad) for e in events], contents(Store(places.cube))
+        found[where] = [(e.key, e.digest, e.n_samples, e.bad) for e in events], contents(places.cube_store)
     assert found["cpu"] == found["cuda"]
     computed = [n for kind, n in cupy.log if kind == "computed"]
     assert sum(computed) == 21
@@ -255,7 +254,7 @@ def test_overlapping_keys_stay_within_the_plan(tmp_path, monkeypatch):
     prepared = run(
         Job(entry=entry, store=store, set=("J=3",), cluster=str(tmp_path / "cluster.yaml"), until="extract")
     ).prepared
-    events = Store(prepared.places.cube).events()
+    events = prepared.places.cube_store.events()
     assert len(events) >= 5
     assert max(event["nbytes_out"] for event in events) > 0.9 * plan.SHARD_NBYTES
     key_nbytes = prepared.plan.worker_nbytes - plan.PROCESS_NBYTES

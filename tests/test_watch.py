@@ -7,7 +7,7 @@ from rich.console import Console
 
 from scattercube.flows.cli import execute
 from scattercube.flows.progress import Bar
-from scattercube.pipeline.execute import StepEvent
+from scattercube.pipeline.stage import StepEvent
 from tests.synthetic import oriented_noise
 
 COST = {"digest": "", "read_s": 0.0, "compute_s": 0.0, "write_s": 0.0, "nbytes_in": 0, "nbytes_out": 0}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scattercube.pipeline.catalog import SPLITS, Entry, Table
-from scattercube.pipeline.errors import EntryError, RecordError, SourceError
+from scattercube.pipeline.catalog import SPLITS, Entry, Table, groups_of, search
+from scattercube.pipeline.errors import EntryError, RecordError, SourceError, said_by
 from scattercube.pipeline.sources.archives.archive import Archive, some
 from scattercube.pipeline.sources.array_files import grids
 from scattercube.pipeline.sources.pictures import delimited
@@ -108,15 +108,14 @@ def splits_of(entry: Entry, found: np.ndarray) -> np.ndarray:
 
 
 def _groups(pattern: str, names: Sequence[str], field: str, notes: list[str]) -> Columns:
-    expression = re.compile(pattern)
-    matches = [expression.search(name) for name in names]
+    matches = [search(pattern, name, field) for name in names]
     missed = [name for name, match in zip(names, matches, strict=True) if match is None]
     if len(missed) == len(names):
         raise EntryError(f"{field}: {pattern!r} matches no member; the first is {names[0]!r}")
     if missed:
         notes.append(f"{field} does not match {len(missed)} of {len(names)} members: {some(missed)}")
     columns: Columns = {}
-    for group in expression.groupindex:
+    for group in groups_of(pattern):
         values = [(match[group] or "") if match else "" for match in matches]
         columns[free_name(group, columns, notes)] = _texts(values)
     return columns
@@ -267,9 +266,11 @@ def parse_table(
             parsing = csv.ParseOptions(delimiter="\t", quote_char=False)
         reading = csv.ReadOptions(column_names=columns)
         converting = csv.ConvertOptions(column_types={name: pa.string() for name in texts if name})
-        return csv.read_csv(pa.BufferReader(content), reading, parsing, converting)
-    except pa.ArrowException as failure:
-        raise SourceError(f"{field}: {file} cannot be read: {failure}") from failure
+        rows = csv.read_csv(pa.BufferReader(content), reading, parsing, converting)
+        _ = rows.column_names  # they are looked at only now, and may be no text
+        return rows
+    except Exception as failure:  # beside Arrow's own: what Python says of text that is not UTF-8
+        raise SourceError(f"{field}: {file} cannot be read: {said_by(failure)}") from failure
 
 
 def free_name(name: str, taken: Collection[str], notes: list[str]) -> str:

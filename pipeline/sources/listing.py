@@ -1,6 +1,5 @@
 """What an archive holds, a row per sample; and the samples of some rows."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scattercube.pipeline.catalog import Entry
+from scattercube.pipeline.catalog import Entry, search
 from scattercube.pipeline.errors import RecordError, SourceError
 from scattercube.pipeline.sources import labels, molecules
 from scattercube.pipeline.sources.archives.archive import HEAD_NBYTES, Archive, locate, open_archive
@@ -119,7 +118,7 @@ def read(
     """
     archive = open_archive(locate(entry, data_root))
     reader, layout = READERS[entry.reader], _remembered(entry, archive)
-    pattern = re.compile(entry.labels.pattern) if entry.labels and entry.labels.pattern else None
+    pattern = entry.labels.pattern if entry.labels else None
     member = rows["member"]
     places = {name: rows[name] for name in ("item", *reader.offsets) if name in rows}
     changes = np.flatnonzero(member[1:] != member[:-1]) + 1
@@ -127,7 +126,7 @@ def read(
     names = [str(member[start]) for start in bounds[:-1]]
     for name, (start, stop) in zip(archive.each(names), pairwise(bounds), strict=True):
         mine = {column: values[start:stop] for column, values in places.items()}
-        if pattern and not pattern.search(name):
+        if pattern and not search(pattern, name, "labels.pattern"):
             yield from [RecordError("missing", f"{name}: labels.pattern does not match the name")] * (stop - start)
         else:
             yield from reader.read(entry, archive, name, layout, mine, window or layout.whole)
@@ -151,6 +150,7 @@ def _decide(entry: Entry, archive: Archive, names: Sequence[str]) -> tuple[str, 
     reader = READERS[entry.reader]
     for name in names:
         try:
+            archive.vouch(name)
             header = reader.header(entry, archive, name)
         except RecordError as failure:
             first = first or failure

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # The status of a sample: an unwritten chunk also reads as fill values. Partial: some of it is NaN, by its coverage.
 # Superseded: its member changed, and a later row has what it is now. Removed: its member is gone from the archive.
 OK, QUARANTINED, ABSENT, PARTIAL, SUPERSEDED, REMOVED = range(6)
+LIVE = (OK, QUARANTINED, PARTIAL)  # what the archive has now
 IDENTITY = "identity"  # the attribute that says what a store holds; the same identity is resumed, another is refused
 ROWS = "rows"  # the part of the identity that grows from version to version
 
@@ -81,7 +82,7 @@ class Store(Protocol):
 
         The template's data variables are never read: only their dims, shapes, dtypes, attributes and encoding
         (``chunks``, ``shards``) count. Its coordinates are written. Nothing happens where the store holds this identity
-        already, published or begun.
+        already, published or begun. Another version that was begun and differs in ``identity[ROWS]`` alone is given up.
 
         Parameters
         ----------

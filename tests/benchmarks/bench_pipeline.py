@@ -34,7 +34,6 @@ from scattercube.kernels import Scattering1D, Scattering2D, active_engine
 from scattercube.pipeline.catalog import data_root
 from scattercube.pipeline.job import Job, prepare
 from scattercube.pipeline.plan import in_words
-from scattercube.pipeline.store import Store
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "throughput.md"
@@ -205,7 +204,7 @@ def growth(folder: Path) -> str:
 
 def _journal(places) -> tuple[int, float, dict[str, float]]:
     """The largest memory of a worker, the seconds from the first key to the last, and where the time of keys went."""
-    events = [event for path in (places.chunks, places.cube) for event in Store(path).events()]
+    events = [event for store in (places.chunk_store, places.cube_store) for event in store.events()]
     parts = {
         "read": sum(e["read_s"] for e in events if e["stage"] == "ingest"),
         "write chunks": sum(e["write_s"] for e in events if e["stage"] == "ingest"),
@@ -222,7 +221,7 @@ def _journal(places) -> tuple[int, float, dict[str, float]]:
 def _kernel(prepared) -> tuple[float, float]:
     """Seconds of the transform alone on all samples, and the cube's error; beyond some time, the rest is scaled."""
     plan, spec = prepared.plan, prepared.spec
-    chunks, cube = Store(prepared.places.chunks), Store(prepared.places.cube)
+    chunks, cube = prepared.places.chunk_store, prepared.places.cube_store
     done, seconds, error, size = 0, 0.0, 0.0, 0.0
     if len(plan.feature_grid.dims) > 1:
         pieces = list(_field_pieces(plan))
@@ -274,7 +273,7 @@ def _script(prepared) -> float:
     from kymatio.scattering2d.frontend.numpy_frontend import ScatteringNumPy2D as Peer2D
 
     plan, spec = prepared.plan, prepared.spec
-    chunks = Store(prepared.places.chunks)
+    chunks = prepared.places.chunk_store
     n_axes = len(spec.signal_dims)
     shape = plan.signal_shape[-n_axes:]
     piece = tuple(min(size, 1024 if n_axes == 2 else 1 << 18) for size in shape)
@@ -312,7 +311,8 @@ def table(rows: list[Row]) -> str:
             f"| {row.work.name} | {row.signal} | {row.cube} | {row.kernel:.3g} | {row.wall:.3g} | {row.start:.2g} | "
             f"**{row.kernel / (row.wall - row.start):.2f}** | {row.kernel / row.keys:.2f} | {speedup} | "
             f"{row.script / row.wall:.1f}× | "
-            f"{row.peak / 1e6:.0f}, {row.predicted / 1e6:.0f} | {'–' if math.isnan(row.error) else f'{row.error:.0e}'} |"
+            f"{row.peak / 1e6:.0f}, {row.predicted / 1e6:.0f} | "
+            f"{'–' if math.isnan(row.error) else f'{row.error:.0e}'} |"
         )
     lines += ["", "Where the time of the keys goes:", "", "| archive | " + " | ".join(rows[0].shares) + " |"]
     lines.append("|---|" + "---|" * len(rows[0].shares))

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from scattercube.kernels import Scattering2D, to_device
-from scattercube.pipeline.execute import Silence, StepEvent
 from scattercube.pipeline.job import Job, Outcome, prepare, run
+from scattercube.pipeline.stage import Silence, StepEvent
 
 SIDE, J = 32, 2
 

@@ -17,12 +17,14 @@ from typing import Any, BinaryIO
 
 from scattercube.pipeline.addresses import URL
 from scattercube.pipeline.catalog import DATA_VARIABLE, PACKAGE_LOCATION, Entry
-from scattercube.pipeline.errors import RecordError, ScattercubeError, SourceError
+from scattercube.pipeline.errors import RecordError, ScattercubeError, SourceError, said_by
+from scattercube.pipeline.sources.archives.bundles import is_bundle
+from scattercube.pipeline.sources.archives.container import Container
 from scattercube.pipeline.sources.archives.containers import (
     MAX_MEMBER_NBYTES,
     MAX_RATIO,
     RATIO_FREE_NBYTES,
-    Container,
+    drain,
     open_container,
     packed_suffix,
     stat,
@@ -34,7 +36,10 @@ from scattercube.pipeline.sources.archives.streams import streams
 
 HEAD_NBYTES = 1 << 16  # at the beginning of a member, where its head is as a rule
 _AHEAD_NBYTES = 1 << 20  # of a member: most images are smaller, and of larger files often only a part is wanted
+_MOST_VOUCHED = 1 << 16
 _AHEAD = 256  # members that are looked at for what to fetch next
+
+_vouched: set[tuple[Any, ...]] = set()  # members of this version whose checksums are right
 
 
 class Archive:
@@ -167,12 +172,31 @@ class Archive:
         with self._errors(name), self._open(name) as stream:
             yield stream
 
+    def vouch(self, name: str) -> None:
+        """Read a member to its end, once in a process, where it has a checksum there; see `drain`.
+
+        Who reads all of it meets the checksum by himself. Raises RecordError: missing, too-large or unreadable.
+        """
+        if is_bundle(name) or not (packed_suffix(name) or self._container.sealed):
+            return
+        key = (str(self.path), name, *self.signature(name))
+        if key in _vouched:
+            return
+        with self._errors(name), self._open(name) as stream:
+            drain(stream, self.nbytes(name))
+        if len(_vouched) >= _MOST_VOUCHED:
+            _vouched.clear()
+        _vouched.add(key)
+
     @contextmanager
-    def stream(self, name: str) -> Iterator[BinaryIO]:
+    def stream(self, name: str, *, head: bool = False) -> Iterator[BinaryIO]:
         """Open a member that is read in many calls; each thread keeps its own, so that going forward never starts anew.
 
-        The position is where the last call left it: seek first. Raises RecordError: missing, too-large or unreadable.
+        The position is where the last call left it: seek first. Of a ``head`` alone nothing is vouched for. Raises
+        RecordError: missing, too-large or unreadable.
         """
+        if not head:
+            self.vouch(name)
         key: tuple[Any, ...] = (str(self.path), name)
         try:
             with self._errors(name):
@@ -204,6 +228,8 @@ class Archive:
 
     def read_range(self, name: str, start: int, stop: int | None) -> bytes:
         """Return bytes of a member, to its end where ``stop`` is None. Raises RecordError, as `read` does."""
+        if stop is not None:
+            self.vouch(name)
         with self._errors(name), self._open(name) as stream:
             stream.seek(start)
             return stream.read((self.nbytes(name) if stop is None else stop) - start)
@@ -236,7 +262,7 @@ class Archive:
         except FileNotFoundError as failure:
             raise RecordError("missing", f"{name}: no longer in {self.path}") from failure
         except Exception as failure:
-            raise RecordError("unreadable", f"{name}: {failure or type(failure).__name__}") from failure
+            raise RecordError("unreadable", f"{name}: {said_by(failure)}") from failure
 
     errors = _errors  # for those who read a stream of `random` through a library
 
@@ -255,9 +281,17 @@ def locate(entry: Entry, data_root: Path) -> Place:
             if Path(entry.location).is_absolute()
             else f"put it there, or name the folder that holds {entry.location} with --data or ${DATA_VARIABLE}"
         )
-    if not path.exists():
+    if not exists(path):
         raise SourceError(f"{entry.name}: no archive at {path}; {remedy}")
     return path
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at a path that a user gave; one that cannot be a path has nothing."""
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, or in a folder that may not be looked at
+        return False
 
 
 def _package_folder(entry: Entry, package: str) -> Path:

@@ -13,13 +13,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from stat import S_IFMT, S_IFREG
-from typing import Any, BinaryIO, Protocol, cast
+from stat import S_IFMT, S_IFREG, S_ISREG
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from scattercube.pipeline.errors import SourceError
+from scattercube.pipeline.errors import SourceError, said_by
 from scattercube.pipeline.sources.archives.bundles import DOCUMENTS, collapse, is_bundle, is_document
+from scattercube.pipeline.sources.archives.container import Container, Skipped
 from scattercube.pipeline.sources.archives.indexes import TarIndex, remembered
 from scattercube.pipeline.sources.archives.remote import Place, Remote, fetch_ahead, watch
 from scattercube.pipeline.sources.archives.streams import Part, streams
@@ -31,6 +32,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _ZIP = (".zip", ".npz")
+_STEP_NBYTES = 1 << 20
 _ZIP_HEAD = 256  # bytes that stand before a member beside its name, with room for what other programs add
 _UNPACK: dict[str, Callable[..., Any]] = {
     ".gz": gzip.open,
@@ -51,67 +53,6 @@ DAMAGE = (  # what the containers raise on damaged bytes
     zipfile.BadZipFile,
 )
 
-Skipped = dict[str, list[str]]  # reason: names
-
-
-class Container(Protocol):
-    """A kind of archive.
-
-    Attributes
-    ----------
-    skipped
-        Names of members that are not to be read, by reason; complete once ``names`` has been asked.
-    seeks
-        Whether members that are not compressed by themselves can be read here and there at no cost.
-    whole
-        Whether it is one file, so that what becomes of it becomes of all members.
-    """
-
-    skipped: Skipped
-    seeks: bool
-    whole: bool
-
-    @property
-    def root(self) -> Place:
-        """What the names of members are relative to."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The members that may be read, in the order in which that is cheapest."""
-
-    def __contains__(self, name: str) -> bool:
-        """Whether the member exists."""
-
-    def nbytes(self, name: str) -> int:
-        """Return the size of the member as it is stored in a folder or tar, unpacked from a zip."""
-
-    def packed_nbytes(self, name: str) -> int:
-        """Return the bytes that the member takes in the container."""
-
-    def open(self, name: str) -> BinaryIO:
-        """Open the member; the stream can seek, and unpacks a member that is compressed by itself."""
-
-    def signature(self, name: str) -> list[int]:
-        """Return what changes when the member does; of a bundle, what changes with its documents."""
-
-    def mark(self, name: str) -> list[int]:
-        """Return what changes when the member itself does, as far as that can be told without reading it.
-
-        Other than the signature, it stays when members are added to a tar or zip.
-        """
-
-    def parts(self, name: str) -> Iterator[tuple[str, int]]:
-        """Yield the files of a bundle, by their keys in it, and their sizes."""
-
-    def part(self, name: str, key: str) -> str:
-        """Return the name under which a file of a bundle can be opened."""
-
-    def ahead(self, names: Sequence[str], nbytes: int) -> int:
-        """Fetch the first bytes of some of the next members, where that saves waiting; return of how many.
-
-        Where none are wanted, it finds out what members are, if it does not know.
-        """
-
 
 def open_container(path: Path) -> Container:
     """List what is at a path. Raises SourceError where that is no archive of its kind."""
@@ -131,14 +72,14 @@ def open_packed(path: Place) -> Container | None:
             except DAMAGE as failure:
                 if isinstance(failure, SourceError):
                     raise
-                raise SourceError(f"{path}: cannot be listed as {suffixes[0]}: {failure}") from failure
+                raise SourceError(f"{path}: cannot be listed as {suffixes[0]}: {said_by(failure)}") from failure
     return None
 
 
 class _Folder:
     """A folder with everything below it, or one file of it. It is listed only when asked: reading needs no listing."""
 
-    seeks, whole = True, False
+    seeks, whole, sealed = True, False, False
 
     def __init__(self, root: Path, only: str | None = None) -> None:
         self.skipped: Skipped = defaultdict(list)
@@ -150,20 +91,27 @@ class _Folder:
         return [self._only] if self._only else sorted(self._walk(str(self.root), ""))
 
     def _walk(self, folder: str, prefix: str) -> Iterator[str]:
-        with os.scandir(folder) as found:
-            for item in found:
-                name = printable(f"{prefix}{item.name}")
-                if item.name.startswith(".") or item.name == "__MACOSX":
-                    continue
-                if item.is_dir(follow_symlinks=False):
-                    if is_bundle(name):
-                        yield name
-                        continue
-                    yield from self._walk(item.path, f"{prefix}{item.name}/")
-                elif item.is_file():
+        try:
+            with os.scandir(folder) as found:
+                items = list(found)
+        except OSError as failure:
+            if not prefix:
+                raise SourceError(f"{folder}: {failure.strerror}; the folder cannot be listed") from failure
+            self.skipped["their folders cannot be listed"].append(printable(prefix))
+            return
+        for item in items:
+            name = printable(f"{prefix}{item.name}")
+            if item.name.startswith(".") or item.name == "__MACOSX":
+                continue
+            if item.is_dir(follow_symlinks=False):
+                if is_bundle(name):
                     yield name
-                else:
-                    self.skipped["they are links to nothing, or devices"].append(name)
+                    continue
+                yield from self._walk(item.path, f"{prefix}{item.name}/")
+            elif _is_file(item):
+                yield name
+            else:
+                self.skipped["they are links to nothing, or devices"].append(name)
 
     def _path(self, name: str) -> Path:
         path = self.root / name
@@ -209,7 +157,7 @@ class _Folder:
 class _Tar:
     """A tar is indexed once; then a member is a range of the (unpacked) stream, which every thread reads by itself."""
 
-    whole = True
+    whole, sealed = True, False
 
     def __init__(self, path: Place) -> None:
         self.root = self._path = path
@@ -230,6 +178,7 @@ class _Tar:
         skipped: Skipped = defaultdict(list)
         places: list[tuple[int, int, int]] = []
         limit = max(stat(self._path)[0] * MAX_RATIO, RATIO_FREE_NBYTES)
+        packed = packed_suffix(self._path.name) != ""
         with self._open_stream() as stream, tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as listing:
             try:
                 while (member := listing.next()) is not None:
@@ -239,7 +188,7 @@ class _Tar:
                     if not member.isdir() and admit(name, regular, rows, skipped):
                         rows[name] = len(places)
                         places.append((member.offset_data, member.size, int(member.mtime)))
-                    if listing.offset > limit and packed_suffix(self._path.name):
+                    if listing.offset > limit and packed:
                         raise SourceError(
                             f"{self._path}: unpacks to more than {MAX_RATIO} times its size; refused as a bomb"
                         )
@@ -249,8 +198,20 @@ class _Tar:
             except DAMAGE as failure:
                 if isinstance(failure, SourceError):
                     raise
-                skipped[f"the archive breaks off ({failure})"].append("names unknown")
+                skipped[f"the archive breaks off ({said_by(failure)})"].append("names unknown")
+                stream.seek(0)  # after an error nobody knows where it stands
+            if packed and not isinstance(self._path, Remote):
+                self._vouch(stream, limit)
         return TarIndex(rows, np.array(places, np.int64).reshape(-1, 3), skipped)
+
+    def _vouch(self, stream: BinaryIO, limit: int) -> None:
+        try:
+            drain(stream, limit)
+        except DAMAGE as failure:
+            raise SourceError(
+                f"{self._path}: {said_by(failure)}: it was changed since it was packed, and nothing tells where; get "
+                "another copy"
+            ) from failure
 
     def _place(self, name: str) -> tuple[int, int]:
         start, size, _ = self._places[self._rows[name]].tolist()
@@ -291,7 +252,7 @@ class _Tar:
 class _Zip:
     """A zip: its directory is the index, and its checksums tell damage."""
 
-    seeks, whole = False, True
+    seeks, whole, sealed = False, True, True
 
     def __init__(self, path: Place) -> None:
         self.skipped: Skipped = defaultdict(list)
@@ -350,6 +311,8 @@ def stat(path: Place) -> tuple[int, int]:
         status = path.stat()
     except OSError as failure:
         raise SourceError(f"{path}: {failure.strerror}; the archive is gone or out of reach") from failure
+    if not S_ISREG(status.st_mode):
+        raise SourceError(f"{path}: neither a file nor a folder; what it gives does not end, or never begins")
     return status.st_size, status.st_mtime_ns
 
 
@@ -367,6 +330,30 @@ def _source(path: Place) -> Any:
 def unpacked(source: Any, name: str) -> BinaryIO:
     """Return a stream of what a file that is compressed by itself unpacks to."""
     return cast(BinaryIO, _UNPACK[packed_suffix(name)](source))
+
+
+def _is_file(item: "os.DirEntry[str]") -> bool:
+    try:
+        return item.is_file()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def drain(stream: BinaryIO, limit: int) -> None:
+    """Read a packed stream to its end, where its checksum is; until then nobody knows whether what came out is right.
+
+    One that only breaks off passes, and so does one with something else behind it: what comes before is as it was.
+    Raises one of `DAMAGE`, also where it unpacks to more than ``limit`` bytes.
+    """
+    try:
+        while stream.read(_STEP_NBYTES):
+            if stream.tell() > limit:
+                raise ValueError(f"unpacks to more than {limit} bytes; refused as a bomb")
+    except EOFError:
+        pass
+    except gzip.BadGzipFile as failure:
+        if not str(failure).startswith("Not a gzipped file"):
+            raise
 
 
 def admit(name: str, regular: bool, known: dict[str, Any], skipped: Skipped) -> bool:

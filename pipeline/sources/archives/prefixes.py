@@ -7,9 +7,8 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from scattercube.pipeline.sources.archives.bundles import DOCUMENTS, collapse, is_bundle
+from scattercube.pipeline.sources.archives.container import Container, Skipped
 from scattercube.pipeline.sources.archives.containers import (
-    Container,
-    Skipped,
     admit,
     leaves,
     open_packed,
@@ -35,7 +34,7 @@ class _Prefix:
     A member is an object. To ask what it is takes as long as to get its first part, so that comes along.
     """
 
-    seeks, whole = True, False
+    seeks, whole, sealed = True, False, False
 
     def __init__(self, root: Remote, only: Remote | None = None) -> None:
         self.skipped: Skipped = defaultdict(list)

@@ -22,7 +22,7 @@ import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from scattercube.pipeline.errors import RecordError, ScattercubeError
+from scattercube.pipeline.errors import RecordError, ScattercubeError, said_by
 from scattercube.pipeline.sources.archives.archive import Archive
 from scattercube.pipeline.sources.archives.containers import MAX_MEMBER_NBYTES
 from scattercube.pipeline.sources.array_files.forms import ABSENT, TEXT, Box, Form, Read, packing, refuse_bomb
@@ -130,7 +130,7 @@ def box(archive: Archive, name: str, form: Form, where: Box, *, fill: bool) -> R
     except ScattercubeError:
         raise
     except Exception as failure:  # what codecs raise has no end
-        why = f"{name}: {form.path}: {failure or type(failure).__name__}"
+        why = f"{name}: {form.path}: {said_by(failure)}"
         return np.empty(0), RecordError("unreadable", why)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scattercube.pipeline.addresses import URL, check_url, hide_secrets
 from scattercube.pipeline.catalog import Entry, described_entry, entry_names
 from scattercube.pipeline.errors import EntryError, RecordError, SourceError
-from scattercube.pipeline.sources.archives.archive import HEAD_NBYTES, Archive, open_archive, some
+from scattercube.pipeline.sources.archives.archive import HEAD_NBYTES, Archive, exists, open_archive, some
 from scattercube.pipeline.sources.archives.remote import Place, Remote
 from scattercube.pipeline.sources.inference import infer_arrays, infer_audio, infer_molecules, infer_sky
 from scattercube.pipeline.sources.listing import READERS, select
@@ -46,7 +46,7 @@ def load_entry(name_or_path: str, data_root: Path) -> Entry:
         return entry
     path = Path(name_or_path).expanduser()
     for found in (path, data_root / path):
-        if found.exists():
+        if exists(found):
             return infer(found.resolve())
     known = entry_names()
     close = difflib.get_close_matches(name_or_path, known, n=3)

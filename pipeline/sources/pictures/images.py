@@ -2,15 +2,16 @@
 
 import io
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from scattercube.pipeline.catalog import Entry
-from scattercube.pipeline.errors import RecordError
+from scattercube.pipeline.errors import RecordError, said_by
 from scattercube.pipeline.sources.archives.archive import Archive
 from scattercube.pipeline.sources.pictures.sampling import Header
 from scattercube.pipeline.sources.reader import Window
@@ -19,6 +20,7 @@ SINGLE = (".png", ".jpg", ".jpeg")
 _TIFF = (".tif", ".tiff")
 SUFFIXES = SINGLE + _TIFF
 _FORMATS = ("PNG", "JPEG")
+_PNG = b"\x89PNG\r\n\x1a\n"
 # Pillow's mode: what it is decoded to, channels, dtype
 _MODES = {
     "1": ("L", 1, np.uint8),
@@ -94,13 +96,19 @@ def _decoding(name: str) -> Iterator[None]:
         yield
     except RecordError as failure:
         raise RecordError(failure.reason, f"{name}: {failure}") from failure
+    except UnidentifiedImageError as failure:
+        raise RecordError(
+            "unreadable", f"{name}: is no {' or '.join(_FORMATS)}, or its first bytes are damaged"
+        ) from failure
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as failure:
         raise RecordError("too-large", f"{name}: {failure}") from failure
     except Exception as failure:
-        raise RecordError("unreadable", f"{name}: {failure or type(failure).__name__}") from failure
+        raise RecordError("unreadable", f"{name}: {said_by(failure)}") from failure
 
 
 def _bound(n_pixels: int) -> None:
+    if n_pixels < 1:
+        raise RecordError("wrong-shape", "it has no pixels")
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and n_pixels > limit:
         raise RecordError("too-large", f"{n_pixels} pixels; PIL.Image.MAX_IMAGE_PIXELS allows {limit}")
@@ -121,6 +129,7 @@ def _picture_header(stream: BinaryIO) -> Header:
 
 
 def _picture(content: bytes) -> np.ndarray:
+    _check_png(content)
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         _bound(image.width * image.height)
         mode, _, dtype = _mode(image)
@@ -128,6 +137,20 @@ def _picture(content: bytes) -> np.ndarray:
         # A palette may carry transparency in a form that only RGBA takes without a warning.
         plain = image.convert("RGBA") if image.mode == "P" else image
         return np.asarray(plain.convert(mode) if plain.mode != mode else plain, dtype)
+
+
+def _check_png(content: bytes) -> None:
+    """Raise RecordError where pixels do not fit the checksum of their chunk, which Pillow steps over."""
+    at = len(_PNG)
+    while content.startswith(_PNG) and (head := content[at : at + 8]):
+        nbytes, kind = int.from_bytes(head[:4], "big"), head[4:]
+        end = at + 8 + nbytes
+        said = int.from_bytes(content[end : end + 4], "big")
+        if kind == b"IDAT" and zlib.crc32(memoryview(content)[at + 4 : end]) != said:
+            raise RecordError("unreadable", f"the checksum of its IDAT chunk at byte {at} does not fit")
+        if kind == b"IEND":
+            return
+        at = end + 4
 
 
 def _tiff_header(stream: BinaryIO) -> Header:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from scattercube.pipeline.errors import RecordError, ScattercubeError
+from scattercube.pipeline.errors import RecordError, ScattercubeError, said_by
 from scattercube.pipeline.sources.archives.containers import RATIO_FREE_NBYTES, packed_suffix
 
 BLOCK = 2880
@@ -226,4 +226,4 @@ def decoding(name: str, hdu: int | None = None) -> Iterator[None]:
     except ScattercubeError:
         raise
     except Exception as failure:
-        raise RecordError("unreadable", f"{where}: {failure or type(failure).__name__}") from failure
+        raise RecordError("unreadable", f"{where}: {said_by(failure)}") from failure

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scattercube.pipeline.catalog import Entry
-from scattercube.pipeline.errors import RecordError
-from scattercube.pipeline.policies import Beside, Sky
+from scattercube.pipeline.errors import EntryError, RecordError
+from scattercube.pipeline.policies import Beside, Healpix, Sky
 from scattercube.pipeline.sources.archives.archive import Archive
 from scattercube.pipeline.sources.pictures.sampling import finished, or_why
 from scattercube.pipeline.sources.reader import Layout, Window
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from astropy_healpix import HEALPix
 
 UNSEEN = -1.6375e30
+_LARGEST = 1 << 10  # NSIDE of a grid of tiles: twelve million
 _WIDEST = 0.85  # radians from the centre to a corner of a pixel of nside 1; as 1/nside, and a little less, of others
 _KEPT_NBYTES = 64 << 20  # of a map that is held in memory
 _GAP = 64  # rows of a table that are read along rather than seeking
@@ -128,9 +129,19 @@ def _map(sky: Sky, file: Fits, hdu: Hdu) -> Map:
         frame,
         options.tile,
         options.resolution,
-        options.nside or fine_enough(np.deg2rad(options.tile * options.resolution / 60)),
+        options.nside or _bounded(options),
         file.keywords(hdu, sky.keywords),
     )
+
+
+def _bounded(options: Healpix) -> int:
+    nside = fine_enough(np.deg2rad(options.tile * options.resolution / 60))
+    if nside > _LARGEST:
+        raise EntryError(
+            f"sky.healpix: tiles of {options.tile}·{options.resolution:g}' leave gaps in a grid of nside {_LARGEST}, "
+            "the largest; raise tile or resolution, or set nside and leave gaps"
+        )
+    return nside
 
 
 def fine_enough(width: float) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from scattercube.pipeline.errors import RecordError, ScattercubeError
+from scattercube.pipeline.errors import RecordError, ScattercubeError, said_by
 from scattercube.pipeline.policies import Audio
 from scattercube.pipeline.sources.archives.archive import Archive
 from scattercube.pipeline.sources.sounds import framing
@@ -275,7 +275,7 @@ def _of(name: str) -> Iterator[None]:
         why = failure.error_string.strip() or f"damaged or cut short; libsndfile stops with error {failure.code}"
         raise RecordError("unreadable", f"{name}: {why}") from failure
     except Exception as failure:  # of the container below: the list of that has no end
-        raise RecordError("unreadable", f"{name}: {failure or type(failure).__name__}") from failure
+        raise RecordError("unreadable", f"{name}: {said_by(failure)}") from failure
 
 
 def _held(archive: Archive, name: str) -> tuple[BinaryIO, int]:

@@ -1,0 +1,1 @@
+"""Stores: the contract, and the back-ends that keep it."""

@@ -1,0 +1,175 @@
+"""Shards as we write them: the bytes of zarr-python, and extended such that no reader of before is misled."""
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, ZstdCodec
+
+from scattercube.pipeline.stores.documents import array_in
+from scattercube.pipeline.stores.shards import Coding
+
+DTYPES = ("float32", "float64", "float16", "uint8", "int8", "uint16", "int16", "int32", "int64", "bool", "complex64")
+
+
+def zarr_array(shape, shard, chunk, dtype, **options):
+    """Make an array in memory; return it, its files and its metadata."""
+    files: dict = {}
+    options = {"compressors": [BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")], **options}
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = zarr.create_array(
+            zarr.storage.MemoryStore(files),
+            name="a",
+            shape=shape,
+            chunks=chunk,
+            shards=shard,
+            dtype=dtype,
+            fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
+            **options,
+        )
+    return array, files, json.loads(files["a/zarr.json"].to_bytes())
+
+
+def some(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 100, shape) * rng.choice([0, 1, 0.37], shape)
+    return (values + 1j * values if np.dtype(dtype).kind == "c" else values).astype(dtype)
+
+
+def boxes(shape, cut) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    for index in np.ndindex(*(-(-n // c) for n, c in zip(shape, cut, strict=True))):
+        yield index, tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, cut, shape, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    chunk=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    beyond=st.lists(st.integers(0, 9), min_size=3, max_size=3),
+    dtype=st.sampled_from(DTYPES),
+    sharded=st.booleans(),
+)
+def test_the_bytes_are_those_of_zarr(counts, chunk, beyond, dtype, sharded):
+    chunk = tuple(chunk[: len(counts)])
+    shard = tuple(n * c for n, c in zip(counts, chunk, strict=True))
+    shape = tuple(max(1, n + b - 4) for n, b in zip(shard, beyond, strict=False))
+    array, files, metadata = zarr_array(shape, shard if sharded else None, chunk, dtype)
+    values = some(shape, dtype)
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        zarr.open_array(array.store, path="a", mode="r+")[...] = values
+    coding = Coding.of(metadata)
+    for index, box in boxes(shape, shard if sharded else chunk):
+        name = "/".join(map(str, ("a", "c", *index)))
+        assert b"".join(coding.encode(values[box])) == files[name].to_bytes(), name
+
+
+def test_a_large_shard_has_the_bytes_of_zarr():
+    array, files, metadata = zarr_array((3000, 217, 3, 3), (2211, 217, 3, 3), (67, 217, 3, 3), "float32")
+    values = np.random.default_rng(0).lognormal(size=(2211, 217, 3, 3)).astype("f4")
+    array[:2211] = values
+    assert b"".join(Coding.of(metadata).encode(values)) == files["a/c/0/0/0/0"].to_bytes()
+
+
+def test_other_memory_layouts_are_the_same_numbers():
+    _, _, metadata = zarr_array((8, 6), (8, 6), (4, 3), "float32")
+    coding, values = Coding.of(metadata), some((8, 6), "float32")
+    expected = coding.encode(values)
+    assert coding.encode(np.asfortranarray(values)) == expected
+    assert coding.encode(values.astype(">f4")) == expected
+    assert coding.encode(np.repeat(values, 2, axis=1)[:, ::2]) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compressors": [ZstdCodec()]},
+        {"compressors": [BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")]},
+        {"compressors": [BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")]},
+        {"compressors": [BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")]},
+        {"compressors": None},
+        {"filters": [zarr.codecs.TransposeCodec(order=(1, 0))]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shard", [(4, 4), None])
+def test_what_is_encoded_otherwise_is_refused(options, shard):
+    _, _, metadata = zarr_array((8, 4), shard, (2, 4), "float32", **options)
+    with pytest.raises(ValueError, match="this version writes"):
+        Coding.of(metadata)
+
+
+def test_an_index_elsewhere_is_refused():
+    _, _, metadata = zarr_array((8, 4), (4, 4), (2, 4), "float32")
+    metadata["codecs"][0]["configuration"]["index_location"] = "start"
+    with pytest.raises(ValueError, match="at the end"):
+        Coding.of(metadata)
+    metadata["codecs"][0]["configuration"] |= {"index_location": "end", "index_codecs": [{"name": "bytes"}]}
+    with pytest.raises(ValueError, match="crc32c"):
+        Coding.of(metadata)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    per_shard=st.integers(1, 5),
+    chunk=st.integers(1, 4),
+    beside=st.sampled_from([(), (3,), (5, 2)]),
+    wider=st.integers(0, 2),
+    lengths=st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    dtype=st.sampled_from(DTYPES[:6]),
+)
+def test_an_extended_shard_misleads_nobody(per_shard, chunk, beside, wider, lengths, dtype):
+    """Whichever index a reader holds, of any version, it finds in any later file what that version had."""
+    n, within = per_shard * chunk, tuple(min(2, size) for size in beside)
+    ends = [int(end) for end in np.minimum(np.cumsum(lengths), n)]
+    ends = [end for end, before in zip(ends, [0, *ends], strict=False) if end > before]
+    shape, shard = (n, *beside), (n, *((-(-size // w) + wider) * w for size, w in zip(beside, within, strict=True)))
+    values = some(shape, dtype)
+    _, _, metadata = zarr_array(shape, shard, (chunk, *within), dtype)
+    coding = Coding.of(metadata)
+    file, versions = b"".join(coding.encode(values[: ends[0]])), []
+    versions.append((ends[0], coding._index(file), file))
+    for before, end in pairwise(ends):
+        parts = coding.extended(file, before, values[before:end])
+        # One that was killed and ran again, with more behind, or other numbers, makes no difference.
+        assert b"".join(coding.extended(file, before, values[before:end])) == b"".join(parts)
+        file = b"".join(parts)
+        versions.append((end, coding._index(file), file))
+    for end, index, published in versions:
+        for _, _, later in versions:
+            if len(later) >= len(published):
+                assert later[: len(published)] == published
+                assert decoded(coding, later, index)[(slice(0, end), *map(slice, beside))].tobytes() == (
+                    values[:end].tobytes()
+                )
+    for end, _, published in versions:  # zarr reads them all, as long as the array is then
+        files: dict = {}
+        store = zarr.storage.MemoryStore(files)
+        key = "/".join(map(str, ("a", "c", *[0] * len(shape))))
+        files[key] = zarr.core.buffer.cpu.Buffer.from_bytes(published)
+        np.testing.assert_array_equal(array_in(store, "a", {**metadata, "shape": [end, *beside]})[...], values[:end])
+
+
+def decoded(coding, file, index):
+    """Read a shard as a reader does that holds an index: each inner chunk from where it says."""
+    values = np.empty(coding.shape, coding.dtype)
+    for place in np.ndindex(*coding.counts):
+        offset, nbytes = (int(n) for n in index[place])
+        if offset == nbytes == 2**64 - 1:
+            continue
+        box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, coding.chunk, strict=True))
+        values[box] = coding._unpack(file[offset : offset + nbytes], coding.chunk)
+    return values
+
+
+def test_a_damaged_index_is_not_extended():
+    _, _, metadata = zarr_array((8, 4), (8, 4), (2, 4), "float32")
+    coding, values = Coding.of(metadata), some((8, 4), "float32")
+    file = b"".join(coding.encode(values[:3]))
+    for damaged in (file[:-1] + bytes([file[-1] ^ 1]), file[:20], b""):
+        with pytest.raises(ValueError, match="checksum"):
+            coding.extended(damaged, 3, values[3:])
