@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from scattercube.pipeline import gpus
-from scattercube.pipeline.errors import PlanError, SpecError
+from scattercube.pipeline.errors import ChunkError, PlanError, SpecError
 from scattercube.pipeline.spec import Model, load_yaml, parse
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
     ------
     PlanError
         No scheduler answers at the address.
+    ChunkError
+        Workers died as they started.
     """
     import dask
     from distributed import Client
@@ -132,7 +134,13 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
     settings = gpus.settings(cluster, parsed_nbytes) | {"distributed.deploy.lost-worker-timeout": "1 day"}
     settings |= {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in _MALLOC.items()}
     with dask.config.set(settings):
-        started = _start(cluster)
+        try:
+            started = _start(cluster)
+        except (OSError, RuntimeError) as failure:  # a nanny's, whose worker died before it had said that it is there
+            raise ChunkError(
+                f"the {cluster.n_workers} workers of the cluster did not start: {failure}; the system may have ended "
+                "one for want of memory: run the same command again, it resumes, with fewer workers or with --serial"
+            ) from failure
         client = Client(started)
         try:
             yield client
