@@ -95,8 +95,10 @@ def introduction(job: Job, prepared: Prepared) -> Iterator[str]:
     entry, plan = prepared.entry, prepared.plan
     n = plan.signal_shape[0]
     field = f" of {_by(prepared.listing.layout.shape)}" if len(plan.feature_grid.dims) > 1 else ""
-    yield f"{entry.title}: {n:,} {'sample' if n == 1 else 'samples'}{field} from {prepared.listing.uri}"
-    if first := plan.signal_grid.first:
+    first = plan.signal_grid.first  # rows of versions before may be superseded or removed
+    word = "row" if first else "sample"
+    yield f"{entry.title}: {n:,} {word if n == 1 else word + 's'}{field} from {prepared.listing.uri}"
+    if first:
         codes = list(prepared.marks[0].values())
         marked = "".join(f", {codes.count(code)} {word}" for code, word in MARKS.items() if code in codes)
         yield f"since the last run: {n - first:,} new{marked}"
