@@ -501,9 +501,7 @@ class TestTrouble:
         with pytest.raises(StoreError, match=r"checksum do not match.*the store is damaged: choose another --store"):
             again.read("values", slice(0, 8))
         large.unlink()
-        with pytest.raises(
-            StoreError, match=r"cannot read values sample 0:8: .*chunks/.*No such file.*the store is damaged"
-        ):
+        with pytest.raises(StoreError, match=r"cannot read values sample 0:8: .*the store is damaged"):
             again.read("values", slice(0, 8))
         assert len(list(again.verify())) == 1
 
@@ -629,7 +627,7 @@ class TestObjectStore:
             IcechunkStore(s3).begin(template(6))
 
     def test_no_bucket_and_no_credentials(self, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        with pytest.raises(StoreError, match=r"s3://nowhere/cube: .*make the bucket, or correct the address"):
+        with pytest.raises(StoreError, match=r"s3://nowhere/cube: .*correct the address"):
             IcechunkStore("s3://nowhere/cube").begin(template(6))
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
