@@ -25,8 +25,10 @@ from scattercube.pipeline import clusters, execute, extract, gpus, ingest, plan
 from scattercube.pipeline.clusters import Cluster, connect, load_cluster, refuse_without_device
 from scattercube.pipeline.errors import PlanError, SpecError
 from scattercube.pipeline.job import Job, run
+from scattercube.pipeline.stores.opening import store_at
 from tests import late_cuda
-from tests.test_execute import GRID, contents, invocations, make_stage
+from tests.synthetic import contents
+from tests.test_execute import GRID, invocations, make_stage
 
 CLUSTERS = Path(__file__).parents[1] / "deploy" / "clusters"
 
@@ -219,9 +221,10 @@ def test_extraction_through_a_device_writes_the_same_bytes(ingested, monkeypatch
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(device, "_CONVEYORS", {})
     for where in ("cpu", "cuda"):
-        places = SimpleNamespace(chunks=ingested.places.chunks, cube=ingested.places.root / where)
+        cube = store_at(str(ingested.places.root / where))
+        places = SimpleNamespace(chunk_store=ingested.places.chunk_store, cube_store=cube)
         stage = extract.stage(places, ingested.entry, ingested.spec, ingested.plan, where, reading(ingested))
-        stage.store.create(stage.template())
+        stage.begin()
         if where == "cuda":
             monkeypatch.setattr(extract, "PART_NBYTES", part_nbytes)
             monkeypatch.setattr(plan.Plan, "transform", lambda *a: late_cuda.on_device(cupy, transform(*a)))
