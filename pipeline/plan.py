@@ -261,13 +261,13 @@ def _worker_nbytes(planned: Plan, spec: Spec, layout: Layout, n_channels: int) -
     n_samples = min(planned.feature_grid.shard[0], planned.feature_grid.sizes[0])
     values = n_samples * n_channels * prod(planned.read_shape)
     features = _shard_nbytes(planned.feature_grid, planned.feature_nbytes)
-    # Extraction holds the signals of a shard, also as the transform takes them, and its features. To these come on the
-    # CPU the transform's own arrays, then the shard once more while it is encoded; with a GPU that, and pinned copies.
+    # Extraction holds the signals of a shard, also as the transform takes them, and its features. To these come the
+    # transform's own arrays, then the shard once more while it is encoded. (The pinned copies of a GPU's worker are small
+    # beside what is kept for CUDA.)
     converted = 0 if layout.dtype == np.dtype(spec.dtype) else precision
     read = values * (layout.dtype.itemsize + converted)
     held = read + values * precision + features
-    pinned = values * precision + features
-    extract = held + max(transform.nbytes(n_samples * n_channels), pinned + features)
+    extract = held + max(transform.nbytes(n_samples * n_channels), features)
     signal = _shard_nbytes(planned.signal_grid, planned.signal_nbytes)
     filters = transform.filter_nbytes if isinstance(transform, Cascade) else 0
     return PROCESS_NBYTES + max(filters + extract, 3 * signal), max(read + 2 * features, 3 * signal)
