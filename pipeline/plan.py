@@ -262,8 +262,8 @@ def _worker_nbytes(planned: Plan, spec: Spec, layout: Layout, n_channels: int) -
     values = n_samples * n_channels * prod(planned.read_shape)
     features = _shard_nbytes(planned.feature_grid, planned.feature_nbytes)
     # Extraction holds the signals of a shard, also as the transform takes them, and its features. To these come the
-    # transform's own arrays, then the shard once more while it is encoded. (The pinned copies of a GPU's worker are small
-    # beside what is kept for CUDA.)
+    # transform's own arrays, then the shard once more while it is encoded. (The pinned copies of a GPU's worker are
+    # small beside what is kept for CUDA.)
     converted = 0 if layout.dtype == np.dtype(spec.dtype) else precision
     read = values * (layout.dtype.itemsize + converted)
     held = read + values * precision + features
