@@ -145,7 +145,9 @@ def connect(cluster: Cluster) -> "Iterator[Client]":
         try:
             yield client
         finally:
-            # After a worker's death a cluster may never finish closing; its processes end with ours in any case.
+            # After a worker's death a cluster may never finish closing; its processes end with ours in any case. What
+            # breaks off while it closes is no news either.
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
             for what in (client, started):
                 with contextlib.suppress(TimeoutError):
                     what.close(timeout=20)
