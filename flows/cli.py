@@ -29,6 +29,7 @@ from scattercube.flows.terminal import (
     Terminated,
     complain,
     do,
+    print_json,
     say,
     warn,
 )
@@ -141,7 +142,7 @@ def catalog(
         rows = [
             {"name": e.name, "title": e.title, "reader": e.reader, "archive": availability(e, root)} for e in entries
         ]
-        cube_commands.print_json(rows)
+        print_json(rows)
         return 0
     table = Table("name", "what", "reader", "archive", title=None)
     for entry in entries:

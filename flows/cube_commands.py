@@ -1,6 +1,5 @@
 """The commands of those who have cubes: compare, export, verify, and see what was produced."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from scattercube.flows.terminal import say, warn
+from scattercube.flows.terminal import print_json, say, warn
 from scattercube.pipeline.places import local_root
 from scattercube.pipeline.plan import in_words
 
@@ -116,11 +115,6 @@ def show_produced(store: str, data: str | None, *, as_json: bool) -> None:
     for cube in found:
         if not cube.problem:
             say.print(cube.how_to_open)
-
-
-def print_json(value: Any) -> None:
-    """Print plain values for a program: no colours, no line breaks of the terminal's."""
-    say.print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def _differences(found: "Differences") -> Sequence[Any]:

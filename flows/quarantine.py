@@ -1,13 +1,12 @@
 """``scattercube quarantine``: what could not be used, and trying it again."""
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from scattercube.flows.terminal import DEFAULTS, Common, Direct, EntryName, do, say
+from scattercube.flows.terminal import DEFAULTS, Common, Direct, EntryName, do, print_json, say
 from scattercube.pipeline.job import Job, prepare
 from scattercube.pipeline.quarantine import quarantined
 
@@ -26,7 +25,7 @@ def list_records(
     prepared = prepare(Job(entry=entry, until="plan", **options.model_dump()))
     records = quarantined(prepared.places)
     if as_json:
-        say.print(json.dumps([asdict(record) for record in records], indent=1, ensure_ascii=False))
+        print_json([asdict(record) for record in records])
         return 0
     table = Table("sample", "reason", "what", "found by", "tries", "last")
     for record in records:

@@ -1,6 +1,7 @@
 """What all commands share: the terminal, the options of a job, and running one."""
 
 import contextlib
+import json
 import os
 import signal
 from typing import Annotated, Any, NoReturn
@@ -51,6 +52,11 @@ def interrupted(number: int, _frame: Any) -> NoReturn:
         with contextlib.suppress(psutil.Error):
             child.terminate()
     os._exit(complain(INTERRUPTED, 128 + number))
+
+
+def print_json(value: Any) -> None:
+    """Print plain values for a program: no colours, no line breaks of the terminal's."""
+    say.print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def complain(message: str, code: int) -> int:

@@ -20,6 +20,7 @@ from scattercube.pipeline.keys import Grid
 from scattercube.pipeline.plan import Plan
 from scattercube.pipeline.sources import Listing
 from scattercube.pipeline.spec import Spec, digest
+from scattercube.pipeline.stores.contents import lasting
 from scattercube.pipeline.stores.protocol import ABSENT, IDENTITY, OK, PARTIAL, QUARANTINED, REMOVED, ROWS, SUPERSEDED
 from scattercube.pipeline.transforms import Transform, output_units
 
@@ -49,8 +50,7 @@ _DESCRIPTIONS = {
 def chunk_template(entry: Entry, listing: Listing, plan: Plan) -> xr.Dataset:
     """Describe the chunk store: ``signal`` (sample, [channel,] …) in the reader's dtype, and ``status`` (sample)."""
     layout, columns = listing.layout, dict(listing.columns)
-    if "source" not in columns:
-        columns["source"] = sources(listing.uri, columns["member"])
+    columns.setdefault("source", listing.sources)
     rows = {"chunks": _rows(plan.signal_grid)}
     coords: dict[str, Any] = {
         name: ("sample", values, _sample_attrs(name, entry), rows) for name, values in columns.items()
@@ -79,11 +79,6 @@ def chunk_template(entry: Entry, listing: Listing, plan: Plan) -> xr.Dataset:
     return xr.Dataset(_cut(arrays, plan.signal_grid), coords=coords, attrs=attrs)
 
 
-def sources(uri: str, members: np.ndarray) -> np.ndarray:
-    """Return where samples come from: archive and member."""
-    return np.array([f"{uri}/{member}" for member in members], dtype=object)
-
-
 def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan) -> xr.Dataset:
     """Describe the feature cube: ``scattering`` (sample, [channel,] path, …) and ``status`` (sample), all labelled.
 
@@ -100,9 +95,7 @@ def feature_template(chunks: xr.Dataset, entry: Entry, spec: Spec, plan: Plan) -
         coords["channel"] = ("channel", chunks["channel"].values)
     coords |= path_coordinates(transform) | position_coordinates(plan, transform)
     held = json.loads(chunks.attrs[IDENTITY])
-    identity = of_cube(spec, plan, {name: value for name, value in held.items() if name != ROWS}) | {
-        ROWS: held[ROWS],
-    }
+    identity = of_cube(spec, plan, lasting(held)) | {ROWS: held[ROWS]}
     attrs = _provenance(entry, identity, f"scattering of {chunks.attrs['title']}")
     attrs |= {
         "spec": spec.to_yaml(),

@@ -20,7 +20,7 @@ from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import RecordError, StoreError
 from scattercube.pipeline.keys import Grid
 from scattercube.pipeline.sources import READERS, Columns, Layout, Listing, read
-from scattercube.pipeline.stores.protocol import IDENTITY, LIVE, OK, QUARANTINED, REMOVED, ROWS, SUPERSEDED, Store
+from scattercube.pipeline.stores.protocol import IDENTITY, LIVE, QUARANTINED, REMOVED, ROWS, SUPERSEDED, Store
 
 _AT_ONCE = 256  # samples that are compared together, at most
 
@@ -42,11 +42,6 @@ class Growth:
     listing: Listing
     first: int
     marks: Mapping[int, int]
-
-    @property
-    def n_new(self) -> int:
-        """How many rows are new."""
-        return len(self.listing.columns["sample_id"]) - self.first
 
 
 def growth(
@@ -74,6 +69,8 @@ def growth(
     StoreError
         The archive or the entry says something else of samples that are published: other columns, another label.
     """
+    import pandas as pd  # not for --help
+
     attributes = store.attributes()
     identity = json.loads(attributes.get(IDENTITY, "{}"))
     if identity.get("entry") != entry.digest or ROWS not in identity:
@@ -92,8 +89,6 @@ def growth(
         gone = live[~np.isin(ids[live], listing.columns["sample_id"])]
         return Growth(begun, first, _marks(again, gone))
     live = np.flatnonzero(np.isin(status, LIVE))
-    import pandas as pd  # not for --help
-
     place = pd.Index(held["sample_id"][live]).get_indexer(pd.Index(listing.columns["sample_id"]))
     rows, listed = live[place[place >= 0]], np.flatnonzero(place >= 0)
     _refuse_other_columns(store, held, rows, listing.columns, listed)
@@ -110,8 +105,7 @@ def growth(
             f"{store.url}: holds {entry.limit} samples (--limit) of an archive that has changed since; choose another "
             "--store, or remove this one to choose anew"
         )
-    source = [f"{listing.uri}/{name}" for name in listing.columns["member"].tolist()]
-    now = listing.columns | {"source": np.array(source, object)}
+    now = listing.columns | {"source": listing.sources}
     columns = {name: np.concatenate([held[name], values[fresh]]) for name, values in now.items()}
     return Growth(replace(listing, columns=columns), grid.sizes[0], _marks(rows[changed], gone))
 
@@ -164,9 +158,7 @@ def _differ(
             dims = dict(zip(listing.layout.signal_dims, window, strict=True))
             held = store.read("signal", {"sample": region, **dims})
             for index, sample in enumerate(read(entry, data_root, columns, window)):
-                fate = QUARANTINED if isinstance(sample, RecordError) else OK
-                before = status[rows[start + index]]
-                if (before == QUARANTINED) != (fate == QUARANTINED):
+                if isinstance(sample, RecordError) != (status[rows[start + index]] == QUARANTINED):
                     differ[start + index] = True
                 elif not isinstance(sample, RecordError):
                     differ[start + index] |= not np.array_equal(sample, held[index], equal_nan=held.dtype.kind == "f")

@@ -164,7 +164,7 @@ def prepare(job: Job) -> Prepared:
     planned = plan(spec, n_samples, found.listing.layout, masked=entry.sample.missing, held=held)
     memory = clusters.machine()[1] if job.serial else cluster.worker_nbytes()
     threads = 1 if job.serial else cluster.threads
-    refuse_what_cannot_fit(planned, root, _missing_nbytes(places, planned), memory, threads)
+    refuse_what_cannot_fit(planned, root, _missing_nbytes(chunks, cube, planned), memory, threads)
     spent = time.perf_counter() - begin
     return Prepared(entry, spec, cluster, data_root, places, found.listing, planned, (found.marks, marks), spent)
 
@@ -174,11 +174,11 @@ def _grid_of(store: Store, n_samples: int, first: int) -> Grid | None:
     return replace(held_grid(store.attributes(), n_samples), first=first) if first else None
 
 
-def _missing_nbytes(places: Places, planned: Plan) -> int:
+def _missing_nbytes(chunks: Store, cube: Store, planned: Plan) -> int:
     """Bytes of both stores, uncompressed, that no earlier run has written."""
     arrays = (
-        (places.chunk_store, planned.signal_grid, planned.signal_nbytes),
-        (places.cube_store, planned.feature_grid, planned.feature_nbytes),
+        (chunks, planned.signal_grid, planned.signal_nbytes),
+        (cube, planned.feature_grid, planned.feature_nbytes),
     )
     return sum(nbytes * len(store.missing(grid.keys)) // len(grid.behind(0).keys) for store, grid, nbytes in arrays)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from scattercube.pipeline.keys import ChunkKey, Keys
-from scattercube.pipeline.stores.protocol import IDENTITY, REMOVED, ROWS, SUPERSEDED, Store
+from scattercube.pipeline.stores.contents import lasting
+from scattercube.pipeline.stores.protocol import IDENTITY, REMOVED, SUPERSEDED, Store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -109,7 +110,7 @@ class Stage:
         if self.marks or len(self.keys) or not self.store.published:
             return False
         held = json.loads(self.store.attributes().get(IDENTITY, "{}"))
-        return {name: value for name, value in held.items() if name != ROWS} == self.holds
+        return lasting(held) == self.holds
 
     @property
     def n_keys(self) -> int:

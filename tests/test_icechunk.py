@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.keys import Grid
-from scattercube.pipeline.sources.archives import objects
 from scattercube.pipeline.stores.protocol import IDENTITY, QUARANTINED, REMOVED, ROWS, SUPERSEDED
 
 icechunk = pytest.importorskip("icechunk", reason="the extra `icechunk` is not installed")
@@ -591,48 +590,35 @@ class TestTrouble:
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch):
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y"), ("REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    for method, path in (("POST", "moto-api/reset"), ("PUT", "bucket")):
-        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/{path}", method=method)).close()
-    objects._store.cache_clear()
-    yield "s3://bucket/below/cube"
-    objects._store.cache_clear()
-    server.stop()
+def place(bucket: str) -> str:
+    return f"{bucket}/cube"
 
 
 class TestObjectStore:
-    def test_versions(self, s3: str) -> None:
-        store = IcechunkStore(s3)
+    def test_versions(self, place: str) -> None:
+        store = IcechunkStore(place)
         assert not store.published
         publish(store, 6)
         publish(pickle.loads(pickle.dumps(store)), 13, 6, {5: REMOVED})
-        again = IcechunkStore(s3)
+        again = IcechunkStore(place)
         for version, n in zip(again.versions(), (6, 13), strict=True):
             np.testing.assert_array_equal(again.open(version.name)["values"], numbers(n))
         assert again.open()["status"].values.tolist() == [0] * 5 + [REMOVED] + [0] * 7
         assert list(again.verify()) == []
 
-    def test_something_else_there(self, s3: str) -> None:
+    def test_something_else_there(self, place: str) -> None:
         url = os.environ["AWS_ENDPOINT_URL"]
         urllib.request.urlopen(urllib.request.Request(f"{url}/bucket/below/cube/a", b"x", method="PUT")).close()
-        with pytest.raises(StoreError, match=f"{s3}: cannot create: .*something is there that no run has made"):
-            IcechunkStore(s3).begin(template(6))
+        with pytest.raises(StoreError, match=f"{place}: cannot create: .*something is there that no run has made"):
+            IcechunkStore(place).begin(template(6))
 
-    def test_no_bucket_and_no_credentials(self, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_bucket_and_no_credentials(self, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(StoreError, match=r"s3://nowhere/cube: .*correct the address"):
             IcechunkStore("s3://nowhere/cube").begin(template(6))
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         with pytest.raises(StoreError, match="no credentials in the environment: set AWS_ACCESS_KEY_ID"):
-            IcechunkStore(s3).begin(template(6))
+            IcechunkStore(place).begin(template(6))
 
     def test_other_object_stores(self) -> None:
         with pytest.raises(StoreError, match="gs://bucket/cube: Icechunk stores are folders or s3:// so far"):

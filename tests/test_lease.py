@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 
 import pytest
 
@@ -73,31 +72,12 @@ class Other:
         self.process.stdout.close()
 
 
-@pytest.fixture(scope="module")
-def moto():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture(params=["folder", "objects"])
-def place(request, tmp_path, monkeypatch):
+def place(request, tmp_path):
     """Where leases are: a folder, or below the URL of a bucket."""
     if request.param == "folder":
         return str(tmp_path / "cube.lease")
-    endpoint = request.getfixturevalue("moto")
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "who")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    for path, method in (("moto-api/reset", "POST"), ("bucket", "PUT")):
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{path}", method=method)).close()
-    return "s3://bucket/cube.lease"
+    return f"{request.getfixturevalue('s3')}/cube.lease"
 
 
 @pytest.fixture

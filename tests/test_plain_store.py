@@ -23,10 +23,10 @@ from scattercube.pipeline.stores.opening import open_cube
 from scattercube.pipeline.stores.plain import PlainStore
 from scattercube.pipeline.stores.protocol import REMOVED, SUPERSEDED
 from scattercube.pipeline.stores.states import VERSIONS
-from tests.test_stores import GRID, bucket, check, codes, ground, grow, moto, numbers, shard, template, write
+from tests.test_stores import GRID, check, codes, ground, grow, numbers, shard, template, write
 from tests.test_stores import TestFields as Fields
 
-__all__ = ["bucket", "ground", "moto"]  # fixtures
+__all__ = ["ground"]  # a fixture
 
 MARKS = {1: SUPERSEDED, 9: REMOVED}
 

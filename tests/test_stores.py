@@ -1,12 +1,10 @@
 """What every store does, whichever back-end keeps it and wherever: nothing is seen early, lost, or read wrong."""
 
 import json
-import os
 import pickle
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from hypothesis import strategies as st
 
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.keys import ChunkKey, Grid
-from scattercube.pipeline.sources.archives import objects
 from scattercube.pipeline.stores.opening import Backend, open_cube, store_at
 from scattercube.pipeline.stores.protocol import (
     IDENTITY,
@@ -35,16 +32,6 @@ BACKENDS: tuple[Backend, ...] = ("zarr", "icechunk")
 GRID = Grid.of_samples(10, shard=4, chunk=2)
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "icechunk":
@@ -56,22 +43,6 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def ground(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a store can be: an address below which there is nothing."""
     return str(tmp_path) if request.param == "folder" else request.getfixturevalue("bucket")
-
-
-@pytest.fixture
-def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "who")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    urllib.request.urlopen(urllib.request.Request(f"{moto}/moto-api/reset", method="POST")).close()
-    urllib.request.urlopen(urllib.request.Request(f"{moto}/bucket", method="PUT")).close()
-    objects._store.cache_clear()
-    yield "s3://bucket/below"
-    objects._store.cache_clear()
 
 
 @pytest.fixture

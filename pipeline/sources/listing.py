@@ -59,6 +59,11 @@ class Listing:
     notes: tuple[str, ...]
     marks: dict[str, str]
 
+    @property
+    def sources(self) -> np.ndarray:
+        """Where samples come from: archive and member."""
+        return np.array([f"{self.uri}/{member}" for member in self.columns["member"].tolist()], dtype=object)
+
 
 def scan(entry: Entry, data_root: Path) -> Listing:
     """List the samples of an entry's archive: no pixels, and of files only the heads that the policy needs.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.spec import digest
 from scattercube.pipeline.stores import checks
+from scattercube.pipeline.stores.contents import difference, lasting
 from scattercube.pipeline.stores.documents import (
     ROOT_DOCUMENT,
     appended,
@@ -16,7 +17,7 @@ from scattercube.pipeline.stores.documents import (
     zarr_store,
 )
 from scattercube.pipeline.stores.files import PARTIAL_FILE, REMEDY, Files
-from scattercube.pipeline.stores.protocol import IDENTITY, ROWS
+from scattercube.pipeline.stores.protocol import IDENTITY
 from scattercube.pipeline.stores.states import VERSIONS, WAITING, State
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def _refuse_another(group: Files, state: State, wanted: Mapping[str, Any], first
             f"{state.url}: is of format {held['format']}, of a newer scattercube; this one knows up to format "
             f"{wanted.get('format', 0)}: update it, or choose another --store"
         )
-    if _but_rows(held) != _but_rows(wanted) or (state.n_published and not first):
-        raise StoreError(f"{state.url}: holds another cube: {_difference(held, wanted)}; {REMEDY}")
+    if lasting(held) != lasting(wanted) or (state.n_published and not first):
+        raise StoreError(f"{state.url}: holds another cube: {difference(held, wanted)}; {REMEDY}")
     if first != state.n_published:
         raise StoreError(
             f"{state.url}: has {state.n_published} published samples; new ones were to be put behind {first}; run again"
@@ -146,12 +147,3 @@ def _grown(group: Files, published: State, template: "xr.Dataset", first: int) -
     if "coordinates" in held:  # xarray's list of them
         document["attributes"]["coordinates"] = held["coordinates"]
     return document
-
-
-def _but_rows(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in identity.items() if name != ROWS}
-
-
-def _difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    names = [name for name in {**held, **wanted} if held.get(name) != wanted.get(name)]
-    return "; ".join(f"{name} is {held.get(name)}, this run has {wanted.get(name)}" for name in names)

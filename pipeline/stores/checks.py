@@ -1,8 +1,7 @@
 """What a plain store can be asked of its files: what lacks, what is too many, and whether the numbers are right."""
 
-import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.keys import ChunkKey, Grid
+from scattercube.pipeline.stores.contents import digest_of, settled
 from scattercube.pipeline.stores.files import PARTIAL_FILE, Files, explained
-from scattercube.pipeline.stores.protocol import OK, QUARANTINED
 from scattercube.pipeline.stores.states import State, apply
 
 _CHUNK = re.compile(r"(?P<array>.+)/c[./](?P<index>\d+(?:[./]\d+)*)")
@@ -81,15 +80,6 @@ def leftovers(state: State, group: Files) -> Iterator[str]:
                 yield name
 
 
-def settled(events: Iterable[Mapping[str, Any]], n_samples: int) -> np.ndarray:
-    """Return the status of samples that are made by several keys each: the worst that any of these says."""
-    status = np.full(n_samples, OK, np.uint8)
-    for sample, code in (pair for event in events for pair in event["not_ok"]):
-        if status[sample] != QUARANTINED:
-            status[sample] = code
-    return status
-
-
 def undo(status: np.ndarray, start: int, versions: Sequence[Mapping[str, Any]]) -> None:
     """Give a status that begins at row ``start`` the codes that it had before the marks of these versions."""
     for each in reversed(versions):
@@ -145,15 +135,15 @@ def _wrong_status(
 
 
 def _content(state: State, grid: Grid, key: ChunkKey, arrays: Sequence[str]) -> str:
-    region, content = grid.region(key), hashlib.sha256()
-    for name in arrays:
-        if set(grid.dims) <= set(state.metadata[name]["dimension_names"]):
-            box = state.box(name, region)
-            values = np.asarray(state.array(name)[box])
-            if name == "status":
-                undo(values, box[0].start, state.versions)
-            content.update(np.ascontiguousarray(values).data)
-    return content.hexdigest()[:32]
+    def values(name: str) -> np.ndarray:
+        box = state.box(name, grid.region(key))
+        found = np.asarray(state.array(name)[box])
+        if name == "status":
+            undo(found, box[0].start, state.versions)
+        return found
+
+    cut = (name for name in arrays if set(grid.dims) <= set(state.metadata[name]["dimension_names"]))
+    return digest_of(map(values, cut))
 
 
 def _grid(state: State, dims: Sequence[str], rows: int, first: int) -> Grid:

@@ -4,6 +4,7 @@ The metadata of all arrays stand in the document of the group itself (consolidat
 is. Arrays are opened by that document, and not by their own: what waits to be published is read like what is.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -83,6 +84,30 @@ def metadata_of(document: Mapping[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+def write_template(store: Any, template: "xr.Dataset") -> None:
+    """Write coordinates and attributes into a Zarr store, and arrays without a number."""
+    template.coords.to_dataset().assign_attrs(template.attrs).to_zarr(store, zarr_format=3, consolidated=False)
+    group = zarr.open_group(store, mode="r+")
+    for name, variable in template.data_vars.items():
+        group.create_array(
+            str(name),
+            shape=variable.shape,
+            dtype=variable.dtype,
+            chunks=variable.encoding["chunks"],
+            shards=variable.encoding.get("shards"),
+            compressors=[BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")],
+            fill_value=np.nan if variable.dtype.kind == "f" else 0,
+            dimension_names=[str(dim) for dim in variable.dims],
+            attributes=plain_attributes(variable.attrs),
+        )
+
+
+def plain_attributes(attributes: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return attributes as JSON has them: numbers may be NumPy's."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(attributes), default=lambda value: value.tolist()))
+    return found
+
+
 def documents(template: "xr.Dataset") -> dict[str, bytes]:
     """Write a template into memory: every file of the store but the shards, by name."""
     held: dict[str, Any] = {}
@@ -90,20 +115,7 @@ def documents(template: "xr.Dataset") -> dict[str, bytes]:
     with warnings.catch_warnings():
         # Consolidated metadata is our commit point, knowingly ahead of the specification.
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", category=UserWarning)
-        template.coords.to_dataset().assign_attrs(template.attrs).to_zarr(memory, zarr_format=3, consolidated=False)
-        group = zarr.open_group(memory, mode="r+")
-        for name, variable in template.data_vars.items():
-            group.create_array(
-                str(name),
-                shape=variable.shape,
-                dtype=variable.dtype,
-                chunks=variable.encoding["chunks"],
-                shards=variable.encoding.get("shards"),
-                compressors=[BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")],
-                fill_value=np.nan if variable.dtype.kind == "f" else 0,
-                dimension_names=[str(dim) for dim in variable.dims],
-                attributes=dict(variable.attrs),
-            )
+        write_template(memory, template)
         zarr.consolidate_metadata(memory)
     return {name: content.to_bytes() for name, content in held.items()}
 

@@ -20,7 +20,6 @@ A commit on a local disk survives a process that is killed; Icechunk does not wa
 store does, so that a power cut may cost the last ones.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -34,13 +33,14 @@ import zarr
 
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.keys import ChunkKey, Keys
-from scattercube.pipeline.spec import digest
+from scattercube.pipeline.stores.contents import content_digest, difference, digest_of, lasting, settled
+from scattercube.pipeline.stores.documents import write_template
 from scattercube.pipeline.stores.history import MAIN, RUN, History
-from scattercube.pipeline.stores.protocol import IDENTITY, OK, QUARANTINED, REMOVED, ROWS, SUPERSEDED, Version, Written
+from scattercube.pipeline.stores.protocol import IDENTITY, REMOVED, SUPERSEDED, Version, Written
 from scattercube.pipeline.stores.repositories import committing, explained
 from scattercube.pipeline.stores.snapshots import Snapshot
 from scattercube.pipeline.stores.states import VERSIONS, listed, runs
-from scattercube.pipeline.stores.transactions import State, grow, splits, write_template
+from scattercube.pipeline.stores.transactions import State, grow, splits
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -118,7 +118,6 @@ class IcechunkStore:
 
     def write(self, key: ChunkKey, arrays: Mapping[str, np.ndarray]) -> Written:
         """Write one key of each array, in a fork of a session, which is what ``record`` needs."""
-        content = hashlib.sha256()
         with explained(self._url, f"write {key}"):
             fork = self._history.writing().fork()
             snapshot = self._history.snapshot(fork)
@@ -129,8 +128,7 @@ class IcechunkStore:
                 raise StoreError(f"{self._url} {key}: got {', '.join(arrays)}; a key is written of {', '.join(names)}")
             for name in names:
                 snapshot.write(name, key, arrays[name])
-                content.update(np.ascontiguousarray(arrays[name]).data)
-        return Written(content.hexdigest()[:32], fork)
+        return Written(digest_of(arrays[name] for name in names), fork)
 
     def record(self, events: Sequence[Mapping[str, Any]], changes: Sequence[Any]) -> None:
         """Merge what was written and commit it, with the events in the commit's metadata."""
@@ -183,12 +181,9 @@ class IcechunkStore:
             state = draft.state
             if n_samples != state.n_rows:
                 raise StoreError(f"{self._url}: has {state.n_rows} samples, not {n_samples}")
-            status = dict.fromkeys(range(state.first, n_samples), OK)
             recorded = takewhile(lambda each: each[0].version == state.version, self._history.recorded())
-            for sample, code in (pair for _, events in recorded for event in events for pair in event["not_ok"]):
-                if status[sample] != QUARANTINED:
-                    status[sample] = code
-            draft.set_status(status)
+            status = settled((event for _, events in recorded for event in events), n_samples)
+            draft.set_status(dict(enumerate(status[state.first :].tolist(), state.first)))
             return replace(state, tail=True)
 
         self._history.commit("settle", change)
@@ -280,9 +275,7 @@ class IcechunkStore:
         """Return a digest of what the store holds: its identity, the numbers of every recorded key, and marks."""
         attributes = self.attributes()
         identity = json.loads(attributes.get(IDENTITY, "null"))
-        marks = [each["marks"] for each in listed({"attributes": attributes}) if each["marks"]]
-        content = [identity, sorted((event["key"], event["digest"]) for event in self.events())]
-        return digest(content + ([marks] if marks else []))
+        return content_digest(identity, self.events(), listed({"attributes": attributes}))
 
     def verify(self) -> Iterable[str]:
         """Read all published rows again and yield a sentence for each key whose numbers are not those recorded."""
@@ -340,7 +333,7 @@ class IcechunkStore:
                 f"{self._url}: is of format {held['format']}, of a newer scattercube; this one writes format "
                 f"{wanted.get('format')}: upgrade it, or choose another --store"
             )
-        if differ := _difference(held, wanted, but=ROWS):
+        if differ := difference(lasting(held), lasting(wanted)):
             raise StoreError(f"{self._url}: holds another cube: {differ}; {_ANEW}")
 
     def _refuse_other_rows(self, published: str | None, wanted: Mapping[str, Any], first: int) -> None:
@@ -348,7 +341,7 @@ class IcechunkStore:
         if first != n_rows:
             raise StoreError(
                 f"{self._url}: has {n_rows} published rows, and this run begins behind {first}: "
-                f"{_difference(self._history.identity(published) or {}, wanted)}; {_ANEW}"
+                f"{difference(self._history.identity(published) or {}, wanted)}; {_ANEW}"
             )
 
     def _start(self, template: "xr.Dataset", published: str | None, first: int) -> None:
@@ -358,13 +351,8 @@ class IcechunkStore:
             self._history.split(splits(template))
         session = self._history.branch().writable_session(RUN)
         if published is None:
-            write_template(session, template)
+            write_template(session.store, template)
         else:
             grow(session, template, first)
         names = [str(name) for name in template.data_vars]
         session.commit("begin", before.next(template.sizes["sample"], names).metadata())
-
-
-def _difference(held: Mapping[str, Any], wanted: Mapping[str, Any], but: str = "") -> str:
-    names = [name for name in {**held, **wanted} if name != but and held.get(name) != wanted.get(name)]
-    return "; ".join(f"{name} is {held.get(name)}, this run has {wanted.get(name)}" for name in names)

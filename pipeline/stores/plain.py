@@ -22,7 +22,6 @@ A version adds rows behind those of the version before, and readers of that go o
 Two writers of one shard would lose each other's chunks without a word: what is not exactly one shard is refused.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,9 +34,9 @@ import numpy as np
 from scattercube.pipeline.addresses import URL
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.keys import ChunkKey, Keys
-from scattercube.pipeline.spec import digest
 from scattercube.pipeline.stores import beginning, checks
 from scattercube.pipeline.stores.beginning import journal, waiting
+from scattercube.pipeline.stores.contents import content_digest, digest_of, settled
 from scattercube.pipeline.stores.documents import ROOT_DOCUMENT, metadata_of, zarr_store
 from scattercube.pipeline.stores.files import explained, files_at
 from scattercube.pipeline.stores.protocol import IDENTITY, OK, REMOVED, SUPERSEDED, Version, Written
@@ -116,7 +115,7 @@ class PlainStore:
             state = self._state()
             if state.begun is None or self._token not in (None, state.begun["token"]):
                 raise StoreError(f"{self._url}: the version that {key} is of is not begun here any more; run again")
-            starts, content = dict(key.offsets), hashlib.sha256()
+            starts = dict(key.offsets)
             cut = [name for name in state.arrays if set(starts) <= set(state.metadata[name]["dimension_names"])]
             if set(arrays) != set(cut):
                 raise StoreError(f"{self._url} {key}: got {', '.join(arrays)}; a key is written of {', '.join(cut)}")
@@ -124,9 +123,7 @@ class PlainStore:
             # What has no shards comes first: where the shards are longer than published, so is that.
             for name in sorted(cut, key=lambda name: state.coding(name).chunk is not None):
                 self._put(state, name, files[name], arrays[name])
-            for name in cut:
-                content.update(np.ascontiguousarray(arrays[name]).data)
-        return Written(content.hexdigest()[:32])
+        return Written(digest_of(arrays[name] for name in cut))
 
     def record(self, events: Sequence[Mapping[str, Any]], changes: Sequence[Any]) -> None:
         """Append finished keys to the journal of the version, durably."""
@@ -171,7 +168,7 @@ class PlainStore:
             state, first = self._state(), int(begun["first"])
             if state.metadata["status"]["shape"] != [n_samples]:
                 raise StoreError(f"{self._url}: has {state.metadata['status']['shape'][0]} samples, not {n_samples}")
-            status = checks.settled(self._journalled(begun["number"]), n_samples)
+            status = settled(self._journalled(begun["number"]), n_samples)
             length = state.coding("status").shape[0]
             start = first // length * length
             if first > start:
@@ -263,9 +260,7 @@ class PlainStore:
     def content_digest(self) -> str:
         """Return a digest of what the store holds: its identity, the numbers of every recorded key, and marks."""
         state = self._state()
-        marks = [each["marks"] for each in state.versions if each["marks"]]
-        content = [state.identity(), sorted((event["key"], event["digest"]) for event in self.events())]
-        return digest(content + ([marks] if marks else []))
+        return content_digest(state.identity(), self.events(), state.versions)
 
     def verify(self) -> Iterable[str]:
         """Read all published rows again and yield a sentence for each key whose numbers are not those recorded."""

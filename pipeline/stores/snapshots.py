@@ -1,6 +1,5 @@
 """One snapshot of an Icechunk repository, or a session that will be the next: its arrays, and which shards it has."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from zarr.core.sync import sync
 
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.keys import ChunkKey
+from scattercube.pipeline.stores.contents import digest_of
 from scattercube.pipeline.stores.shards import Coding
 from scattercube.pipeline.stores.transactions import State
 
@@ -102,12 +102,8 @@ class Snapshot:
 
     def content(self, key: ChunkKey, now: "Snapshot") -> str:
         """Digest the numbers of a key of this version as another has them; later ones may change the status only."""
-        content = hashlib.sha256()
-        for name in self.state.arrays:
-            if name != "status" or len(key.offsets) == 1:
-                values = (self if name == "status" else now).read(name, self.box(name, key))
-                content.update(np.ascontiguousarray(values).data)
-        return content.hexdigest()[:32]
+        names = (name for name in self.state.arrays if name != "status" or len(key.offsets) == 1)
+        return digest_of((self if name == "status" else now).read(name, self.box(name, key)) for name in names)
 
     def n_keys(self) -> int:
         """Return how many keys the version's own rows have: as many as the array that is cut most has shards."""

@@ -8,20 +8,16 @@ from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
 
 from scattercube.pipeline.errors import StoreError
+from scattercube.pipeline.stores.documents import plain_attributes
 from scattercube.pipeline.stores.repositories import MANIFEST_SHARDS
 from scattercube.pipeline.stores.states import VERSIONS
 
 if TYPE_CHECKING:
     import xarray as xr
     from icechunk import Session
-
-# A shard of zeros is written too: what is not there has not been written.
-zarr.config.set({"array.write_empty_chunks": True})
 
 _ELSEWHERE = "choose another --store, or remove this one to make it anew"
 _STATE, _EVENTS = "scattercube", "events"  # what commits carry, as JSON
@@ -85,24 +81,6 @@ def splits(template: "xr.Dataset") -> dict[str, int]:
     return lengths
 
 
-def write_template(session: "Session", template: "xr.Dataset") -> None:
-    """Write the coordinates and attributes of the first version, and its arrays without a number."""
-    template.coords.to_dataset().assign_attrs(template.attrs).to_zarr(session.store, zarr_format=3, consolidated=False)
-    group = zarr.open_group(session.store, mode="r+")
-    for name, variable in template.data_vars.items():
-        group.create_array(
-            str(name),
-            shape=variable.shape,
-            dtype=variable.dtype,
-            chunks=variable.encoding["chunks"],
-            shards=variable.encoding.get("shards"),
-            compressors=[BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")],
-            fill_value=np.nan if variable.dtype.kind == "f" else 0,
-            dimension_names=[str(dim) for dim in variable.dims],
-            attributes=_plain(variable.attrs),
-        )
-
-
 def grow(session: "Session", template: "xr.Dataset", first: int) -> None:
     """Add the rows of the next version: longer arrays, and the coordinates of what is new.
 
@@ -145,14 +123,8 @@ def grow(session: "Session", template: "xr.Dataset", first: int) -> None:
         if not held_rows[first:].equals(wanted_rows[first:]):  # xarray gives new times the units of the old ones
             raise StoreError(f"{name}: the stored column cannot hold the values of the new rows; {_ELSEWHERE}")
     before = {VERSIONS: group.attrs[VERSIONS]}
-    group.attrs.put({**_plain(template.attrs), **before})
+    group.attrs.put({**plain_attributes(template.attrs), **before})
 
 
 def _array(group: zarr.Group, name: Any) -> Any:
     return group[str(name)]
-
-
-def _plain(attributes: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return attributes as JSON has them: numbers may be NumPy's."""
-    found: dict[str, Any] = json.loads(json.dumps(dict(attributes), default=lambda value: value.tolist()))
-    return found
