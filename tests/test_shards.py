@@ -113,45 +113,59 @@ def test_an_index_elsewhere_is_refused():
         Coding.of(metadata)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     per_shard=st.integers(1, 5),
     chunk=st.integers(1, 4),
     beside=st.sampled_from([(), (3,), (5, 2)]),
     wider=st.integers(0, 2),
-    lengths=st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    lengths=st.lists(st.integers(1, 5), min_size=2, max_size=9),
+    given_up=st.lists(st.booleans(), min_size=9, max_size=9),
     dtype=st.sampled_from(DTYPES[:6]),
 )
-def test_an_extended_shard_misleads_nobody(per_shard, chunk, beside, wider, lengths, dtype):
-    """Whichever index a reader holds, of any version, it finds in any later file what that version had."""
+def test_an_extended_shard_misleads_nobody(per_shard, chunk, beside, wider, lengths, given_up, dtype):
+    """Whichever of the last indexes a reader holds, it finds in the file what was there for it, published or not."""
     n, within = per_shard * chunk, tuple(min(2, size) for size in beside)
     ends = [int(end) for end in np.minimum(np.cumsum(lengths), n)]
     ends = [end for end, before in zip(ends, [0, *ends], strict=False) if end > before]
     shape, shard = (n, *beside), (n, *((-(-size // w) + wider) * w for size, w in zip(beside, within, strict=True)))
-    values = some(shape, dtype)
+    values, others = some(shape, dtype), some(shape, dtype, seed=1)
     _, _, metadata = zarr_array(shape, shard, (chunk, *within), dtype)
     coding = Coding.of(metadata)
-    file, versions = b"".join(coding.encode(values[: ends[0]])), []
-    versions.append((ends[0], coding._index(file), file))
-    for before, end in pairwise(ends):
-        parts = coding.extended(file, before, values[before:end])
-        # One that was killed and ran again, with more behind, or other numbers, makes no difference.
-        assert b"".join(coding.extended(file, before, values[before:end])) == b"".join(parts)
-        file = b"".join(parts)
-        versions.append((end, coding._index(file), file))
-    for end, index, published in versions:
-        for _, _, later in versions:
-            if len(later) >= len(published):
-                assert later[: len(published)] == published
-                assert decoded(coding, later, index)[(slice(0, end), *map(slice, beside))].tobytes() == (
-                    values[:end].tobytes()
-                )
-    for end, _, published in versions:  # zarr reads them all, as long as the array is then
+    file, moments = b"".join(coding.encode(values[: ends[0]])), []
+    moments.append((ends[0], coding._ending(file).index, file))
+    for number, (before, end) in enumerate(pairwise(ends)):
+        if given_up[number]:  # its rows never count, but who reads meanwhile may hold its index
+            file = coding.extended(file, before, others[before:], f"given up {number}")
+            moments.append((before, coding._ending(file).index, file))
+        extended = coding.extended(file, before, values[before:end], f"{number}")
+        # One that was killed, and runs again.
+        assert coding.extended(extended, before, values[before:end], f"{number}") == extended
+        assert coding.is_extended_by(extended[-coding.ending_nbytes :], f"{number}")
+        assert not coding.is_extended_by(file[-coding.ending_nbytes :], f"{number}")
+        file = extended
+        moments.append((end, coding._ending(file).index, file))
+    for now, (_, _, later) in enumerate(moments):
+        for end, index, _ in moments[max(0, now - 2) : now + 1]:
+            found = decoded(coding, later, index)[(slice(0, end), *map(slice, beside))]
+            assert found.tobytes() == values[:end].tobytes()
+    for end, _, published in moments:  # zarr reads them all, as long as the array is then
         files: dict = {}
         store = zarr.storage.MemoryStore(files)
         key = "/".join(map(str, ("a", "c", *[0] * len(shape))))
         files[key] = zarr.core.buffer.cpu.Buffer.from_bytes(published)
         np.testing.assert_array_equal(array_in(store, "a", {**metadata, "shape": [end, *beside]})[...], values[:end])
+
+
+def test_a_shard_that_grows_by_single_rows_stays_small():
+    _, _, metadata = zarr_array((512, 40, 6), (512, 40, 6), (16, 10, 6), "float32")
+    coding, values = Coding.of(metadata), np.random.default_rng(0).normal(size=(512, 40, 6)).astype("f4")
+    file = b"".join(coding.encode(values[:1]))
+    for row in range(1, 512):
+        file = coding.extended(file, row, values[row : row + 1], str(row))
+        at_once = sum(map(len, coding.encode(values[: row + 1])))
+        assert len(file) <= at_once + 6 * values[:16].nbytes + 3 * coding.ending_nbytes, row
+    np.testing.assert_array_equal(decoded(coding, file, coding._ending(file).index), values)
 
 
 def decoded(coding, file, index):
@@ -172,4 +186,12 @@ def test_a_damaged_index_is_not_extended():
     file = b"".join(coding.encode(values[:3]))
     for damaged in (file[:-1] + bytes([file[-1] ^ 1]), file[:20], b""):
         with pytest.raises(ValueError, match="checksum"):
-            coding.extended(damaged, 3, values[3:])
+            coding.extended(damaged, 3, values[3:], "next")
+    with pytest.raises(ValueError, match="behind its end"):
+        coding.extended(file[-coding.ending_nbytes :][-(16 * 4 + 4) :], 3, values[3:], "next")
+    # What is in front of the index counts only where it is whole: else the shard is taken for one as Zarr writes it.
+    extended = bytearray(coding.extended(file, 3, values[3:6], "next"))
+    extended[-(16 * 4 + 4) - 30] ^= 1
+    assert not coding.is_extended_by(bytes(extended), "next")
+    again = coding.extended(bytes(extended), 6, values[6:], "third")
+    np.testing.assert_array_equal(decoded(coding, again, coding._ending(again).index), values)

@@ -36,7 +36,6 @@ def waiting(
     document: Mapping[str, Any] | None,
     arrays: Sequence[str],
     first: int,
-    tails: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Describe a version that is begun (`State.begun`); without a document, one that is about to."""
     identity = document["attributes"][IDENTITY] if document else ""
@@ -45,7 +44,6 @@ def waiting(
         "token": f"{number}:{digest(identity)}",
         "arrays": list(arrays),
         "first": first,
-        "tails": dict(tails or {}),
         "marks": [],
         "settled": False,
         "document": document,
@@ -76,15 +74,14 @@ def begin(group: Files, run: Files, state: State, template: "xr.Dataset", first:
     if first:
         for name in list(checks.leftovers(published, group)):
             group.remove(name)
-        tails = checks.tails(published, group, arrays)
         document = _grown(group, published, template, first)
     else:
         group.clear()
-        made, tails = documents(template), {}
+        made = documents(template)
         document = json.loads(made.pop(ROOT_DOCUMENT))
         for name, content in made.items():
             group.write(name, content)
-    wait(run, waiting(number, document, arrays, first, tails))
+    wait(run, waiting(number, document, arrays, first))
 
 
 def give_up(run: Files, number: int) -> None:

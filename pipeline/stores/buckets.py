@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scattercube.pipeline.errors import StoreError
-from scattercube.pipeline.stores.files import ANOTHER, explained, whole
+from scattercube.pipeline.stores.files import ANOTHER, explained
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -26,13 +26,13 @@ class ObjectFiles:
             return obstore.get(self.client, name).bytes().to_bytes()
         return None
 
-    def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` to ``stop`` of an object that is there and as long."""
+    def read_end(self, name: str, nbytes: int) -> bytes | None:
+        """Return the last bytes of an object, so many or all that it has; None where there is none."""
         import obstore
 
-        with self._explained(f"read {name}"):
-            content = obstore.get_range(self.client, name, start=start, end=stop).to_bytes() if stop > start else b""
-        return whole(self.place, name, content, stop - start)
+        with self._explained(f"read {name}"), suppress(FileNotFoundError):
+            return obstore.get(self.client, name, options={"range": {"suffix": nbytes}}).bytes().to_bytes()
+        return None
 
     def size(self, name: str) -> int | None:
         """Return how many bytes an object has; None where there is none."""

@@ -22,36 +22,23 @@ def n_rows(state: State) -> int:
     return int(state.metadata[name]["shape"][0])
 
 
-def tails(state: State, group: Files, arrays: Sequence[str]) -> dict[str, int]:
-    """Return how long the shards are that have room for rows behind the published ones."""
-    found = {}
-    for name in arrays:
-        coding, shape = state.coding(name), state.metadata[name]["shape"]
-        if coding.chunk is None or shape[0] % coding.shape[0] == 0:
-            continue
-        beside = [range(-(-size // n)) for size, n in zip(shape[1:], coding.shape[1:], strict=True)]
-        for place in product(*beside):
-            file = state.file(name, (shape[0] // coding.shape[0], *place))
-            size = group.size(file)
-            if size is None:
-                raise _gone(state, file)
-            found[file] = size
-    return found
-
-
 def refuse_unwritten(state: State, group: Files, name: str, rows: slice) -> None:
     """Raise StoreError for new rows that share a file with published ones, and are not written yet."""
-    assert state.begun is not None
+    begun = state.begun
+    assert begun is not None
     shared = state.shared(name)
     touched = range(max(rows.start, shared.start), min(rows.stop, shared.stop))
-    if not state.begun["first"] or not touched or state.begun["settled"]:
+    if not begun["first"] or not touched or begun["settled"]:
         return
-    lengths = {
-        file: nbytes
-        for file, nbytes in state.begun["tails"].items()
-        if state.coding(name).chunk is None or file.startswith(f"{name}/")
-    }
-    if not lengths or any((group.size(file) or 0) <= nbytes for file, nbytes in lengths.items()):
+    # What has no shards does not say which rows it has, but is written before what has.
+    sharded = [other for other in state.arrays if state.coding(other).chunk is not None]
+    files = [
+        (state.coding(other), file)
+        for other in ([name] if name in sharded else sharded)
+        for file in state.shared_files(other)
+    ]
+    ends = ((coding, group.read_end(file, coding.ending_nbytes)) for coding, file in files)
+    if not files or not all(end and coding.is_extended_by(end, begun["token"]) for coding, end in ends):
         raise StoreError(f"{state.url}/{name}: rows {shared.start} to {shared.stop} are not written yet; run again")
 
 
@@ -63,7 +50,7 @@ def refuse_gaps(state: State, group: Files) -> None:
         there = {index for found, index in _chunks(group, f"{name}/") if found == state.file(name, index)}
         for index in product(*map(range, counts)):
             if index not in there:
-                raise _gone(state, state.file(name, index))
+                raise gone(state, state.file(name, index))
         refuse_unwritten(state, group, name, slice(0, shape[0]))
 
 
@@ -162,7 +149,8 @@ def _chunks(group: Files, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield name, tuple(int(part) for part in re.split("[./]", match["index"]))
 
 
-def _gone(state: State, file: str) -> StoreError:
+def gone(state: State, file: str) -> StoreError:
+    """Say that a shard is not there, and what helps."""
     return StoreError(
         f"{state.url}/{file}: the shard is not there, so the version is not whole: run the same command again; where "
         f"that does not help, remove {state.url} to make it anew"

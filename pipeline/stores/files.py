@@ -48,8 +48,8 @@ class Files(Protocol):
     def read(self, name: str) -> bytes | None:
         """Return what a file holds; None where there is none."""
 
-    def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` to ``stop`` of a file that is there and as long."""
+    def read_end(self, name: str, nbytes: int) -> bytes | None:
+        """Return the last bytes of a file, so many or all that it has; None where there is none."""
 
     def size(self, name: str) -> int | None:
         """Return how many bytes a file has; None where there is none."""
@@ -122,12 +122,3 @@ def explained(where: str, action: str, failure: Exception) -> StoreError:
         remedy = _REMEDIES.get(failure.errno or 0, "see the message of the operating system")
         return StoreError(f"{where}: cannot {action}: {failure.strerror or failure}; {remedy}")
     return StoreError(f"{where}: cannot {action}: {failure}; the store is damaged: {REMEDY}")
-
-
-def whole(place: str, name: str, content: bytes, nbytes: int) -> bytes:
-    """Return what was read of a file; raises StoreError where that is less than was published."""
-    if len(content) != nbytes:
-        raise StoreError(
-            f"{place}: {name} has {len(content)} bytes where {nbytes} were published; it is damaged: {REMEDY}"
-        )
-    return content

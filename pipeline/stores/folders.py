@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scattercube.pipeline.errors import StoreError
-from scattercube.pipeline.stores.files import ANOTHER, PARTIAL_FILE, explained, whole
+from scattercube.pipeline.stores.files import ANOTHER, PARTIAL_FILE, explained
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,13 @@ class LocalFiles:
         except OSError as failure:
             raise explained(self.place, f"read {name}", failure) from failure
 
-    def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` to ``stop`` of a file that is there and as long."""
-        with self._explained(f"read {name}"), self._path(name).open("rb") as file:
-            file.seek(start)
-            content = file.read(stop - start)
-        return whole(self.place, name, content, stop - start)
+    def read_end(self, name: str, nbytes: int) -> bytes | None:
+        """Return the last bytes of a file, so many or all that it has; None where there is none."""
+        absent = suppress(FileNotFoundError, NotADirectoryError)
+        with self._explained(f"read {name}"), absent, self._path(name).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - nbytes))
+            return file.read()
+        return None
 
     def size(self, name: str) -> int | None:
         """Return how many bytes a file has; None where there is none."""

@@ -13,7 +13,7 @@ which files appear:
 A version adds rows behind those of the version before, and readers of that go on reading the same, because
 
 * a shard that has published rows is extended such that whoever holds its old index still finds what it names
-  (`shards.py`), always from the length that it had when the version was begun;
+  (`shards.py`);
 * columns and ``status`` are chunks that are replaced as a whole, with the same published rows;
 * the status of published rows, where it changes, is written under other names: its chunks are called ``c/0`` or
   ``c.0``, by turns, which the group's document says (``chunk_key_encoding``). Readers of the version before find
@@ -333,8 +333,10 @@ class PlainStore:
             before = np.asarray(state.array(name)[(slice(start, start + kept), ...)])
             self._group.write(file, *coding.encode(np.concatenate([before, values])))
         else:
-            old = self._group.read_range(file, 0, state.begun["tails"][file])
-            self._group.write(file, *coding.extended(old, kept, values))
+            old = self._group.read(file)
+            if old is None:
+                raise checks.gone(state, file)
+            self._group.write(file, coding.extended(old, kept, values, state.begun["token"]))
 
     def _write_status(self, state: State, index: int, values: np.ndarray, *, other: bool = False) -> None:
         self._group.write(state.file("status", (index,), other=other), *state.coding("status").encode(values))

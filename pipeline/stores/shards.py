@@ -2,12 +2,19 @@
 
 These are the bytes that zarr-python writes, made here for two reasons. It takes half the time, and that of writing a
 file; and a published shard whose last rows are empty can be extended. A reader asks for the index of a shard and then
-for chunks, and the file may be replaced between: so an extended shard begins with all bytes that were published, old
-index included, and chunks that changed stand behind them, before the new index. Whichever index a reader holds, what it
-names is there. What is no longer named is dead weight, at most one inner chunk row and an index for each extension.
+for chunks, and the file may be replaced between. So an extended shard leaves in place whatever the last two indexes
+before its own name, and chunks that changed go into the room between, where it is large enough, or behind. A reader is
+misled only if a shard is extended three times while it reads one chunk; and a shard that grows a row at a time takes
+about what it takes as a whole, and a few rows of inner chunks.
+
+To know what to leave in place, and to extend again what a killed writer has extended already, a shard keeps the indexes
+before its own, in front of it, where no reader looks, and who has extended it last. An extended shard is, from its
+start: inner chunks and room between them, the indexes kept, their `_FOOTER`, the index.
 """
 
-from collections.abc import Mapping
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -22,6 +29,18 @@ _BLOSC = Blosc("lz4", 1, SHUFFLE, 0)
 _INDEX_CODECS = ["bytes", "crc32c"]
 _CRC_NBYTES = 4
 _NOWHERE = 2**64 - 1  # in an index: there is no such inner chunk
+_N_HELD = 2  # indexes that an extended shard leaves valid
+_FOOTER = struct.Struct("<8s16sII")  # a mark, the signature of the writer, how many indexes are kept, checksum of all
+_MARK = b"extended"
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What stands behind the inner chunks of a shard: its index, those before, who has extended it (b"": nobody)."""
+
+    index: np.ndarray
+    held: tuple[np.ndarray, ...] = ()
+    writer: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -89,47 +108,80 @@ class Coding:
         """Encode one file: all of a shard or chunk, or what of it the array reaches."""
         if self.chunk is None:
             return [self._pack(values, self.shape)]
-        index = np.full((*self.counts, 2), _NOWHERE, "<u8")
-        return self._put_together(index, values, first=0, old=b"")
+        index, parts, at = np.full((*self.counts, 2), _NOWHERE, "<u8"), [], 0
+        for place, packed in self._inner_chunks(values):
+            index[place] = at, len(packed)
+            at += len(packed)
+            parts.append(packed)
+        return [*parts, _with_checksum(index)]
 
-    def extended(self, old: bytes, first: int, values: np.ndarray) -> list[bytes]:
+    def extended(self, old: bytes, first: int, values: np.ndarray, writer: str) -> bytes:
         """Put rows behind the first so many of a shard; raises ValueError where that is damaged.
 
         Parameters
         ----------
         old
-            All bytes of the shard as it was published. They stay, in front.
+            All bytes of the shard, as it was published or as this writer has extended it: both give the same.
         first
             How many of its rows are in use.
         values
             The rows behind them, up to the end of the shard or of the array.
+        writer
+            Who extends it: a name of the version that is written.
         """
-        return self._put_together(self._index(old), values, first, old)
+        ending, signature = self._ending(old), _signature(writer)
+        held = ending.held if ending.writer == signature else (*ending.held, ending.index)[-_N_HELD:]
+        regions = _merged(np.concatenate([index.reshape(-1, 2) for index in held]))
+        if regions and regions[-1][1] > len(old):
+            raise ValueError("the index of the shard names bytes behind its end")
+        index = held[-1].copy()
+        whole = -(-first // self._rows)  # what is behind was begun by somebody, and given up
+        index[whole:] = _NOWHERE
+        content = bytearray(regions[-1][1] if regions else 0)
+        for start, stop in regions:
+            content[start:stop] = old[start:stop]
+        for place, packed in self._inner_chunks(values, first, held[-1], old):
+            at = _room(regions, len(packed))
+            content[at : at + len(packed)] = packed
+            index[place] = at, len(packed)
+        kept = b"".join(each.tobytes() for each in held)
+        footer = _FOOTER.pack(_MARK, signature, len(held), google_crc32c.value(kept + signature))
+        return bytes(content) + kept + footer + _with_checksum(index)
 
-    def _put_together(self, index: np.ndarray, values: np.ndarray, first: int, old: bytes) -> list[bytes]:
-        """Encode the inner chunks that have rows from ``first`` on, and name them in the index."""
+    def is_extended_by(self, end: bytes, writer: str) -> bool:
+        """Whether a shard, of which the last `ending_nbytes` are given, has the rows that a writer put behind."""
+        return self._ending(end).writer == _signature(writer)
+
+    @property
+    def ending_nbytes(self) -> int:
+        """How many bytes at most stand behind the inner chunks of a shard."""
+        return (1 + _N_HELD) * 16 * prod(self.counts) + _CRC_NBYTES + _FOOTER.size
+
+    @property
+    def _rows(self) -> int:
         assert self.chunk is not None
-        parts, at, rows = [old] if old else [], len(old), self.chunk[0]
+        return self.chunk[0]
+
+    def _inner_chunks(
+        self, values: np.ndarray, first: int = 0, index: np.ndarray | None = None, old: bytes = b""
+    ) -> Iterator[tuple[tuple[int, ...], bytes]]:
+        """Encode the inner chunks that have rows from ``first`` on; rows before are in ``old``, where an index says."""
+        assert self.chunk is not None
         for place in _order(self.counts):
-            start = place[0] * rows
+            start = place[0] * self._rows
             box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place[1:], self.chunk[1:], strict=True))
-            new = values[(slice(max(start - first, 0), max(start + rows - first, 0)), *box)]
+            new = values[(slice(max(start - first, 0), max(start + self._rows - first, 0)), *box)]
             if not new.size:
                 continue  # nothing of it is new, or the array does not reach it
             kept = max(first - start, 0)
             if kept:
+                assert index is not None
                 nbytes = slice(int(index[place][0]), int(index[place].sum()))
                 chunk = np.full(self.chunk, self.fill, self.dtype)
                 chunk[:kept] = self._unpack(old[nbytes], self.chunk)[:kept]
                 chunk[(slice(kept, kept + len(new)), *map(slice, new.shape[1:]))] = new
-                packed = self._pack(chunk, self.chunk)
-            else:
-                packed = self._pack(new, self.chunk)
-            index[place] = at, len(packed)
-            at += len(packed)
-            parts.append(packed)
-        encoded = index.tobytes()
-        return [*parts, encoded + google_crc32c.value(encoded).to_bytes(_CRC_NBYTES, "little")]
+                new = chunk
+            yield place, self._pack(new, self.chunk)
 
     def _pack(self, values: np.ndarray, shape: tuple[int, ...]) -> bytes:
         if values.shape != shape:
@@ -142,12 +194,61 @@ class Coding:
     def _unpack(self, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
         return np.frombuffer(_BLOSC.decode(content), self.dtype).reshape(shape)
 
-    def _index(self, content: bytes) -> np.ndarray:
+    def _ending(self, content: bytes) -> _Ending:
+        """Read what stands behind the inner chunks; ``content`` is a shard, or its last bytes."""
         nbytes = 16 * prod(self.counts)
-        encoded, crc = content[-nbytes - _CRC_NBYTES : -_CRC_NBYTES], content[-_CRC_NBYTES:]
+        content, crc = content[:-_CRC_NBYTES], content[-_CRC_NBYTES:]
+        content, encoded = content[:-nbytes], content[-nbytes:]
         if len(encoded) != nbytes or google_crc32c.value(encoded) != int.from_bytes(crc, "little"):
             raise ValueError("the index of the shard does not match its checksum")
-        return np.frombuffer(encoded, "<u8").reshape(*self.counts, 2).copy()
+        index = self._read_index(encoded)
+        if len(content) < _FOOTER.size:
+            return _Ending(index)
+        content, footer = content[: -_FOOTER.size], content[-_FOOTER.size :]
+        mark, writer, n_held, checksum = _FOOTER.unpack(footer)
+        kept = content[len(content) - n_held * nbytes :] if n_held * nbytes <= len(content) else b""
+        if mark != _MARK or not 0 < n_held <= _N_HELD or google_crc32c.value(kept + writer) != checksum:
+            return _Ending(index)
+        held = (self._read_index(kept[i * nbytes : (i + 1) * nbytes]) for i in range(n_held))
+        return _Ending(index, tuple(held), writer)
+
+    def _read_index(self, encoded: bytes) -> np.ndarray:
+        return np.frombuffer(encoded, "<u8").reshape(*self.counts, 2)
+
+
+def _with_checksum(index: np.ndarray) -> bytes:
+    encoded = index.tobytes()
+    return encoded + google_crc32c.value(encoded).to_bytes(_CRC_NBYTES, "little")
+
+
+def _signature(writer: str) -> bytes:
+    return hashlib.sha256(writer.encode()).digest()[:16]
+
+
+def _merged(places: np.ndarray) -> list[tuple[int, int]]:
+    """Return the regions of a file that offsets and lengths (n, 2) name, in order, those that touch as one."""
+    regions: list[tuple[int, int]] = []
+    for offset, nbytes in sorted((int(o), int(n)) for o, n in places.tolist() if o != _NOWHERE):
+        if regions and offset <= regions[-1][1]:
+            regions[-1] = (regions[-1][0], max(regions[-1][1], offset + nbytes))
+        else:
+            regions.append((offset, offset + nbytes))
+    return regions
+
+
+def _room(regions: list[tuple[int, int]], nbytes: int) -> int:
+    """Return where so many bytes have room between regions or behind them, and take it: ``regions`` has it then."""
+    at = number = 0
+    for start, stop in regions:
+        if start - at >= nbytes:
+            break
+        at, number = stop, number + 1
+    regions.insert(number, (at, at + nbytes))
+    if number + 1 < len(regions) and regions[number + 1][0] == at + nbytes:
+        regions[number : number + 2] = [(at, regions[number + 1][1])]
+    if number and regions[number - 1][1] == at:
+        regions[number - 1 : number + 1] = [(regions[number - 1][0], regions[number][1])]
+    return at
 
 
 @cache

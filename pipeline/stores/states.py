@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ class State:
         The group's document; None where nothing is published.
     begun
         What waits: ``number`` and ``token`` of the version, how many rows are published (``first``), the names of the
-        arrays that keys write, the length of the shards that new rows share with published ones (``tails``), ``marks``,
-        whether the status is ``settled``, and the ``document``. None where no version is begun.
+        arrays that keys write, ``marks``, whether the status is ``settled``, and the ``document``. None where no
+        version is begun.
     cut_off
         Whether a version was to begin, and did not get as far.
     """
@@ -108,6 +109,15 @@ class State:
         first = int(self.begun["first"]) if self.begun else 0
         length = self.coding(name).shape[0]
         return slice(first, min(-(-first // length) * length, self.metadata[name]["shape"][0]))
+
+    def shared_files(self, name: str) -> list[str]:
+        """Return the names of the files that have these rows."""
+        rows, length = self.shared(name), self.coding(name).shape[0]
+        if rows.start >= rows.stop:
+            return []
+        axes = zip(self.metadata[name]["shape"][1:], self.coding(name).shape[1:], strict=True)
+        beside = product(*(range(-(-size // n)) for size, n in axes))
+        return [self.file(name, (rows.start // length, *place)) for place in beside]
 
 
 def load(group: Files, run: Files) -> State:
