@@ -146,7 +146,7 @@ class Coding:
             index[place] = at, len(packed)
         kept = b"".join(each.tobytes() for each in held)
         footer = _FOOTER.pack(_MARK, signature, len(held), google_crc32c.value(kept + signature))
-        return bytes(content) + kept + footer + _with_checksum(index)
+        return b"".join((content, kept, footer, _with_checksum(index)))
 
     def is_extended_by(self, end: bytes, writer: str) -> bool:
         """Whether a shard, of which the last `ending_nbytes` are given, has the rows that a writer put behind."""
@@ -218,7 +218,8 @@ class Coding:
 
 def _with_checksum(index: np.ndarray) -> bytes:
     encoded = index.tobytes()
-    return encoded + google_crc32c.value(encoded).to_bytes(_CRC_NBYTES, "little")
+    checksum: int = google_crc32c.value(encoded)
+    return encoded + checksum.to_bytes(_CRC_NBYTES, "little")
 
 
 def _signature(writer: str) -> bytes:
