@@ -231,17 +231,13 @@ class TestOneVersion:
         with pytest.raises(StoreError, match="format 7, of a newer scattercube"):
             make().begin(template())
 
-    @pytest.mark.parametrize(
-        ("start", "rows", "dtype"),
-        [(0, 3, "f4"), (2, 4, "f4"), (8, 4, "f4"), (4, 4, "f8"), (0, 8, "f4"), (12, 0, "f4")],
-    )
-    def test_a_write_that_is_not_one_whole_shard_is_refused(self, make, start, rows, dtype):
+    def test_a_write_that_is_not_one_whole_shard_is_refused(self, make):
         store = make()
         store.begin(template())
-        with pytest.raises(StoreError, match="one write is one whole shard"):
-            store.write(
-                ChunkKey((("sample", start),)), {"values": np.zeros((rows, 3), dtype), "status": np.zeros(rows, "u1")}
-            )
+        for start, rows, dtype in [(0, 3, "f4"), (2, 4, "f4"), (8, 4, "f4"), (4, 4, "f8"), (0, 8, "f4"), (12, 0, "f4")]:
+            arrays = {"values": np.zeros((rows, 3), dtype), "status": np.zeros(rows, "u1")}
+            with pytest.raises(StoreError, match="one write is one whole shard"):
+                store.write(ChunkKey((("sample", start),)), arrays)
         with pytest.raises(StoreError):
             make().read("values", slice(0, 4))
 
@@ -277,7 +273,7 @@ class TestOneVersion:
 
 class TestGrowth:
     # Behind whole shards and chunks, and inside; into the same shard, up to its end, and far beyond.
-    @pytest.mark.parametrize(("first", "n"), [(8, 13), (9, 11), (10, 12), (11, 25), (1, 2)])
+    @pytest.mark.parametrize(("first", "n"), [(8, 13), (9, 11), (11, 25), (1, 2)])
     def test_rows_are_added_behind(self, make, first, n):
         store = make()
         grow(store, 0, first, note="one")
@@ -501,7 +497,7 @@ class TestModel:
         st.tuples(st.just("publish"), st.none()),
     )
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(steps=st.lists(STEPS, min_size=5, max_size=30))
     def test_a_folder(self, tmp_path_factory, steps):
         run_model(store_at(str(tmp_path_factory.mktemp("model") / "cube")), steps)
