@@ -2,24 +2,24 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import fused_cpu, fused_cuda, fused_cuda_adjoint, primitives
+from scattercube.kernels import fused_cpu, fused_cuda, fused_cuda_adjoint, memory, primitives
 from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.axes import Axis
+from scattercube.kernels.cascade_steps import Rows, Step
 from scattercube.kernels.cuda_units import finite_units
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
-from scattercube.kernels.filterbank import Bank, Box, LineLowpass, Shape, fold
+from scattercube.kernels.filterbank import Bank, Box, Shape, Wavelet, fold
 from scattercube.kernels.paths import Paths
 from scattercube.kernels.primitives import Smoothing
 
-Rows = NDArray[np.intp]
 Groups = dict[int, list[Box]]
 """The filters of a bank on the finest grid, by scale j."""
 
@@ -28,29 +28,6 @@ TRUNCATION = {"float32": 1e-6, "float64": 1e-12}
 
 _ROOT: Rows = np.zeros(1, dtype=np.intp)  # the row of order 0, the prefix of order 1
 _LANES = 4  # of a processor's vector: as many lines are transformed at once, however long they are
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """What some filters of one scale do to some of the prefixes that lead there.
-
-    Parameters
-    ----------
-    scales
-        (j1, …, jm), the last that of the filters.
-    filters, prefixes
-        Which of the group's filters, which of the prefixes.
-    rows
-        The output rows of (filters, prefixes), flattened.
-    longer
-        Filters and prefixes as new prefixes; None where no path goes on.
-    """
-
-    scales: tuple[int, ...]
-    filters: slice
-    prefixes: slice
-    rows: Rows
-    longer: Rows | None
 
 
 class Cascade(Rebuilt):
@@ -62,12 +39,10 @@ class Cascade(Rebuilt):
     ----------
     axes
         The axes of an input, all of one stride.
-    groups
-        The bank of the first order, of the second, …; the last one serves all higher orders.
-    lowpasses
-        φ as it acts at each level.
-    phi
-        The spectrum of φ on the finest grid, per axis.
+    wavelets
+        Those of the first order, of the second, …, by scale j; the last ones serve all higher orders.
+    n_levels
+        Levels at which φ acts.
     paths
         The labels of the output, and its row for every path.
     max_order
@@ -94,15 +69,16 @@ class Cascade(Rebuilt):
         serves all higher orders. None where envelopes are not Gaussian, or nothing is averaged.
     """
 
+    _fourier_scale = 0.0  # of φ, in samples, where it is applied in Fourier, which takes a spectrum
+
     halo: int | None
     widths: list[dict[int, float]] | None
 
     def __init__(
         self,
         axes: tuple[Axis, ...],
-        groups: list[Groups],
-        lowpasses: list[Smoothing],
-        phi: tuple[NDArray[np.float64], ...],
+        wavelets: Sequence[Mapping[int, Sequence[Wavelet]]],
+        n_levels: int,
         paths: Paths,
         max_order: int,
         dtype: np.dtype[Any],
@@ -111,12 +87,10 @@ class Cascade(Rebuilt):
     ) -> None:
         self.paths, self.max_order, self.dtype = paths, max_order, dtype
         self.shape = tuple(axis.size for axis in axes)
-        self._axes, self._groups, self._lowpasses, self._phi = axes, groups, lowpasses, phi
-        self._kept = (len(paths), *lowpasses[0].kept)
+        self._axes, self._wavelets, self._n_levels, self._coarse = axes, wavelets, n_levels, coarse
+        self._kept = (len(paths), *(1 if global_average else axis.n_out for axis in axes))
         self.output_shape: Shape = self._kept[:1] if global_average else self._kept
-        extended = any(axis.padded != axis.size for axis in axes)
-        self._indices = tuple(Constant(axis.index) for axis in axes) if extended else ()
-        self._banks = dict(self._make_banks(coarse))
+        self._is_extended = any(axis.padded != axis.size for axis in axes)
 
     def __call__(self, x: Array, threads: int = 1) -> Array:
         r"""Return the coefficients (…, \*output_shape) of arrays (…, \*shape), in the namespace of ``x``.
@@ -187,7 +161,7 @@ class Cascade(Rebuilt):
 
     def phi_hat(self) -> NDArray[np.float64]:
         """Return the spectrum of the low-pass on the extended grid, zero frequency first."""
-        return reduce(np.multiply.outer, self._phi)
+        return reduce(np.multiply.outer, self._make_phi(0))
 
     def littlewood_paley(self, order: int = 1) -> NDArray[np.float64]:
         """Return |φ̂(ω)|² + ½ Σ |ψ̂(ω)|² + |ψ̂(−ω)|²: the energy of a real input that the bank of an order keeps at ω."""
@@ -227,19 +201,19 @@ class Cascade(Rebuilt):
             return result + self._fused.nbytes(batch, threads)
         if device == "cuda" and self._fused_cuda:
             return result + batch * self.dtype.itemsize + self._fused_cuda.nbytes(batch)
-        n_images = min(batch, self._images_at_once(device))
-        signal = n_images * self._signal_nbytes(0)
-        before = signal * self._axes[-1].size // self._axes[-1].padded if self._indices else 0  # all axes but one done
-        here = signal + max(before, self._smoothing_nbytes(0, signal))
-        if self.max_order:
-            here = max(here, 3 * signal, 2 * signal + self._nbytes_below((), n_images, 1, device))
-        block = n_images * math.prod(self.shape) * self.dtype.itemsize  # brought to one
-        return result + block + here
+        return result + memory.of_primitives(self, batch, device)
+
+    def foreseen_nbytes(self, batch: int) -> int:
+        """Bound `nbytes` on the CPU, with one thread, from the sizes of grids: no filter is made for it."""
+        return memory.of_cascade(self, batch)
 
     @property
     def filter_nbytes(self) -> int:
-        """About how many bytes the filters take, which stay: as boxes, and as the compiled engine reads them."""
-        return 2 * sum(box.weights.nbytes for bank in self._banks.values() for box in bank.boxes)
+        """About how many bytes the filters take, which stay: as boxes, and as the compiled engine reads them.
+
+        And the low-passes. It is known before there is one.
+        """
+        return memory.of_filters(self)
 
     @cached_property
     def _fused(self) -> fused_cpu.Plan | None:
@@ -259,29 +233,60 @@ class Cascade(Rebuilt):
     @property
     def _widest(self) -> int:
         """How many filters of the first order share a scale, at most."""
-        return max((len(boxes) for boxes in self._groups[0].values()), default=1)
+        return max(map(len, self._wavelets[0].values()), default=1)
 
-    # --- The filters ---
+    # --- The filters: made when something is transformed, not when it is planned ---
 
-    def _make_banks(self, coarse: Callable[[Box, Shape], Box]) -> Iterator[tuple[tuple[int, int, int], Bank]]:
-        """Yield ((which bank, level read, j), the filters of scale 2^j for that level), each once."""
+    @abstractmethod
+    def _make_groups(self) -> list[Groups]:
+        """Evaluate the wavelets on the finest grid."""
+
+    @abstractmethod
+    def _make_lowpass(self, level: int) -> Smoothing:
+        """Return φ as it acts at a level."""
+
+    @abstractmethod
+    def _make_phi(self, level: int) -> tuple[NDArray[np.float64], ...]:
+        """Return the spectrum of φ on the grid of a level, per axis."""
+
+    @cached_property
+    def _indices(self) -> tuple[Constant, ...]:
+        return tuple(Constant(axis.index) for axis in self._axes) if self._is_extended else ()
+
+    @cached_property
+    def _groups(self) -> list[Groups]:
+        return self._make_groups()
+
+    @cached_property
+    def _lowpasses(self) -> list[Smoothing]:
+        return [self._make_lowpass(level) for level in range(self._n_levels)]
+
+    @cached_property
+    def _banks(self) -> dict[tuple[int, int, int], Bank]:
+        """By (which bank, level read, j), the filters of scale 2^j for that level."""
+        banks = {}
+        for which, level, j in self._wanted():
+            grid = self._grid(level)
+            boxes = tuple(self._coarse(box, grid) if level else box for box in self._groups[which][j])
+            banks[which, level, j] = Bank(boxes, grid, self._grid(self._level(j)))
+        return banks
+
+    def _wanted(self) -> list[tuple[int, int, int]]:
+        """The keys of the banks, each once."""
         wanted = {
             (self._which(m), level, j): None
             for m in range(self.max_order)
-            for j in self._groups[self._which(m)]
-            for level in ([self._level(i) for i in self._groups[self._which(m - 1)] if i < j] if m else [0])
+            for j in self._wavelets[self._which(m)]
+            for level in ([self._level(i) for i in self._wavelets[self._which(m - 1)] if i < j] if m else [0])
         }
-        for which, level, j in wanted:
-            grid = self._grid(level)
-            boxes = tuple(coarse(box, grid) if level else box for box in self._groups[which][j])
-            yield (which, level, j), Bank(boxes, grid, self._grid(self._level(j)))
+        return list(wanted)
 
     def _which(self, m: int) -> int:
         """The bank that follows m wavelets."""
-        return min(max(m, 0), len(self._groups) - 1)
+        return min(max(m, 0), len(self._wavelets) - 1)
 
     def _level(self, j: int) -> int:
-        return min(j, len(self._lowpasses) - 1)
+        return min(j, self._n_levels - 1)
 
     def _grid(self, level: int) -> Shape:
         """Points per axis of the extended input subsampled by 2^level."""
@@ -289,14 +294,26 @@ class Cascade(Rebuilt):
 
     def _bank(self, scales: tuple[int, ...]) -> Bank:
         """The filters that end a path of these scales."""
+        return self._banks[self._key(scales)]
+
+    def _key(self, scales: tuple[int, ...]) -> tuple[int, int, int]:
+        """The key of that bank."""
         level = self._level(scales[-2]) if len(scales) > 1 else 0
-        return self._banks[self._which(len(scales) - 1), level, scales[-1]]
+        return self._which(len(scales) - 1), level, scales[-1]
+
+    @property
+    def _truncation(self) -> float:
+        return TRUNCATION[self.dtype.name]
 
     def _next(self, scales: tuple[int, ...]) -> list[int]:
         """The scales with which a path may go on."""
         if len(scales) == self.max_order:
             return []
-        return [j for j in self._groups[self._which(len(scales))] if not scales or j > scales[-1]]
+        return [j for j in self._wavelets[self._which(len(scales))] if not scales or j > scales[-1]]
+
+    def _n_filters(self, path: tuple[int, ...]) -> int:
+        """How many filters end a path of these scales."""
+        return len(self._wavelets[self._which(len(path) - 1)][path[-1]])
 
     # --- The cascade ---
 
@@ -343,12 +360,12 @@ class Cascade(Rebuilt):
             primitives.wavelet_adjoint(G, bank, step.filters, primitives.some(total, step.prefixes))
         return total
 
-    def _steps(self, scales: tuple[int, ...], prefixes: Rows, X: Array) -> Iterator[_Step]:
+    def _steps(self, scales: tuple[int, ...], prefixes: Rows, X: Array) -> Iterator[Step]:
         """Yield the steps that go on from here, each of as many filters and prefixes as stay in cache."""
         n_images, device = X.shape[-1], device_of(X)
         for j in self._next(scales):
             path = (*scales, j)
-            n_filters = len(self._bank(path))
+            n_filters = self._n_filters(path)
             rows = self.paths.rows[path].T.reshape(n_filters, -1)  # of every prefix, also of those not in X
             numbers = np.arange(n_filters)[:, None] * rows.shape[1]
             n_some, n_parts = self._at_once(j, n_filters, n_images, device)
@@ -357,7 +374,7 @@ class Cascade(Rebuilt):
                 for p in range(0, len(prefixes), n_parts):
                     part = slice(p, min(p + n_parts, len(prefixes)))
                     longer = (numbers[filters] + prefixes[part]).ravel() if self._next(path) else None
-                    yield _Step(path, filters, part, rows[filters][:, prefixes[part]].ravel(), longer)
+                    yield Step(path, filters, part, rows[filters][:, prefixes[part]].ravel(), longer)
 
     # --- Blocks: intermediates stay in cache where they can, and memory does not grow with the batch ---
 
@@ -376,25 +393,3 @@ class Cascade(Rebuilt):
         lanes = max(_LANES, block_nbytes(device) // (2 * self._signal_nbytes(self._level(j))))
         n_some = max(1, min(n_filters, lanes // n_images))
         return n_some, max(1, lanes // (n_images * n_some))
-
-    def _smoothing_nbytes(self, level: int, signals: int) -> int:
-        """What the average of signals of so many bytes allocates: a line's spectrum, or next to nothing."""
-        return signals if isinstance(self._lowpasses[level], LineLowpass) else 0
-
-    def _nbytes_below(self, scales: tuple[int, ...], n_images: int, n_prefixes: int, device: Device) -> int:
-        """The peak of `_descend` without its argument: the arrays of the largest step, or of what it descends to."""
-        peak = 0
-        for j in self._next(scales):
-            path, level = (*scales, j), self._level(j)
-            bank = self._bank(path)
-            n_some, n_parts = self._at_once(j, len(bank), n_images, device)
-            n_parts = min(n_parts, n_prefixes)
-            signals = n_images * n_parts * n_some * self._signal_nbytes(level)
-            n_blocks = len(bank.matrices[1]) if len(self.shape) > 1 else 1
-            aliases = 2 * signals // n_some * n_blocks if n_blocks > 1 else 0
-            here = max(2 * signals + max(aliases, signals), signals + self._smoothing_nbytes(level, signals))
-            if self._next(path):
-                deeper = self._nbytes_below(path, n_images, n_some * n_parts, device)
-                here = max(here, 2 * signals + max(signals, deeper))
-            peak = max(peak, here)
-        return peak

@@ -8,15 +8,18 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from scattercube.kernels.device import Constant
 
 Shape = tuple[int, ...]
 Slices = tuple[slice, ...]
+Spans = list[tuple[int, int]]
+"""First index and the one after the last, per axis."""
 Piece: TypeAlias = "tuple[slice, slice, Constant]"
 """Where a piece of a filter reads a spectrum, where it writes the folded one, and its weights."""
 
@@ -50,9 +53,19 @@ class Box:
         return full
 
 
+class Wavelet(Protocol):
+    """A filter that is evaluated when it is needed."""
+
+    def box(self, grid: Shape, truncation: float, dtype: np.dtype[Any], /) -> Box:
+        """Evaluate the spectrum on a grid, where it exceeds ``truncation`` × its peak."""
+
+    def spans(self, grid: Shape, truncation: float, /) -> Spans:
+        """Return the first index and the one after the last that `box` has at most, per axis."""
+
+
 def fold(box: Box, grid: Shape) -> Box:
     """Sum the aliases of a spectrum on a coarser grid, which samples the filter in space. A box that fits is kept."""
-    if all(hi - lo <= n for (lo, hi), n in zip(box.spans, grid, strict=True)):
+    if folded_spans(box.spans, grid) == box.spans:
         return box
     folded = np.zeros(grid, box.weights.dtype)
     for source, target in centred(box.spans, grid):
@@ -60,12 +73,31 @@ def fold(box: Box, grid: Shape) -> Box:
     return Box(tuple(-(n // 2) for n in grid), folded)
 
 
+def folded_spans(spans: Spans, grid: Shape) -> Spans:
+    """Return where a spectrum with these spans lies once it is folded."""
+    if all(hi - lo <= n for (lo, hi), n in zip(spans, grid, strict=True)):
+        return spans
+    return [(-(n // 2), n - n // 2) for n in grid]
+
+
 def crop(box: Box, grid: Shape) -> Box:
     """Drop the frequencies beyond a coarser grid's Nyquist border, which leaves tails 1/x in space; `fold` does not."""
-    lows = [max(lo, -(n // 2)) for (lo, _), n in zip(box.spans, grid, strict=True)]
-    highs = [max(low, min(hi, n - n // 2)) for low, (_, hi), n in zip(lows, box.spans, grid, strict=True)]
-    window = tuple(slice(low - o, high - o) for low, high, o in zip(lows, highs, box.origin, strict=True))
-    return Box(tuple(lows), box.weights[window])
+    spans = cropped_spans(box.spans, grid)
+    window = tuple(slice(low - o, high - o) for (low, high), o in zip(spans, box.origin, strict=True))
+    return Box(tuple(low for low, _ in spans), box.weights[window])
+
+
+def cropped_spans(spans: Spans, grid: Shape) -> Spans:
+    """Return where a spectrum with these spans lies once it is cropped."""
+    lows = [max(lo, -(n // 2)) for (lo, _), n in zip(spans, grid, strict=True)]
+    highs = [max(low, min(hi, n - n // 2)) for low, (_, hi), n in zip(lows, spans, grid, strict=True)]
+    return list(zip(lows, highs, strict=True))
+
+
+def blocks_of(spans: Spans, grid: Shape, out: Shape) -> set[Shape]:
+    """Return where those blocks of ``out`` points start on a grid that a filter with these spans meets."""
+    starts = [[(a - a % n) % N for a, _ in _split(lo, hi, n)] for (lo, hi), n, N in zip(spans, out, grid, strict=True)]
+    return set(itertools.product(*starts))
 
 
 def _split(lo: int, hi: int, n: int, start: int = 0) -> list[tuple[int, int]]:
@@ -161,9 +193,13 @@ class Lowpass:
     @classmethod
     def of(cls, spectra: list[NDArray[np.float64]], samples: list[NDArray[np.intp]], dtype: np.dtype[Any]) -> Self:
         """Make the circular convolution with a spectrum (n,) and the choice of samples one matrix, for each axis."""
-        kernels = [np.fft.ifft(spectrum).real for spectrum in spectra]
-        rows = [k[(s[:, None] - np.arange(len(k))) % len(k)] for k, s in zip(kernels, samples, strict=True)]
-        return cls(tuple(Constant(matrix.astype(dtype)) for matrix in rows))
+        kernels = [np.fft.ifft(spectrum).real.astype(dtype) for spectrum in spectra]
+        backwards = [np.concatenate([k[::-1], k[::-1]]) for k in kernels]  # row o starts where k[samples[o]] is
+        rows = [
+            sliding_window_view(b, len(b) // 2)[(len(b) // 2 - 1 - s) % (len(b) // 2)]
+            for b, s in zip(backwards, samples, strict=True)
+        ]
+        return cls(tuple(Constant(matrix) for matrix in rows))
 
     @property
     def kept(self) -> Shape:

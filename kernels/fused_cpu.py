@@ -14,10 +14,10 @@ from scattercube.kernels.fused_tables import Tables, possible
 if TYPE_CHECKING:
     from scattercube.kernels.cascade import Cascade
 
-_SMALL = {1: 1 << 12, 2: 96 * 96}  # points of a line, of a grid, up to which signals side by side stay in cache
+SMALL = {1: 1 << 12, 2: 96 * 96}  # points of a line, of a grid, up to which signals side by side stay in cache
 _MOST_AVERAGING = 20  # operations of averages over those of transforms, from which on the portable way is faster
 _TRANSFORM = 60  # operations per point of a wavelet transform
-_CACHE_NBYTES = 1 << 20  # of a core's own cache, for the arrays between two operations
+CACHE_NBYTES = 1 << 20  # of a core's own cache, for the arrays between two operations
 
 
 def plan(cascade: "Cascade") -> "Plan | None":
@@ -46,7 +46,7 @@ class Plan(fused_plan.Plan):
 
     def __init__(self, cascade: "Cascade") -> None:
         grid = cascade._grid(0)
-        super().__init__(Tables(cascade, points=math.prod(grid) > _SMALL[len(grid)]), len(cascade.paths))
+        super().__init__(Tables(cascade, points=math.prod(grid) > SMALL[len(grid)]), len(cascade.paths))
         self._cascade: Any = weakref.proxy(cascade)
 
     def averaging(self) -> float:
@@ -64,11 +64,11 @@ class Plan(fused_plan.Plan):
     def _at_once(self, level: int, n_filters: int, groups: int, block: Block, threads: int) -> int:
         """How many filters make spectra at once, before paths go on from these."""
         each = groups * self._tables.spectrum_nbytes(level, block.lanes)
-        return max(1, min(n_filters, max(threads, _CACHE_NBYTES // each)))
+        return max(1, min(n_filters, max(threads, CACHE_NBYTES // each)))
 
     def _n_filters(self, path: tuple[int, ...], block: Block) -> int:
         """Filters of a bank as the engine counts them: at order 1, those that share the lanes count as one."""
-        n_filters = len(self._cascade._bank(path))
+        n_filters = self._cascade._n_filters(path)
         return block.groups(n_filters) if len(path) == 1 else n_filters
 
     def _steps(self, block: Block, threads: int) -> Schedule:

@@ -37,7 +37,7 @@ class Plan(fused_plan.Plan):
         self._time, self._banks = joint._time, banks
         self._order_1, self._stages, self._has_order_0 = joint._order_1, joint._stages, joint.format == "time"
         self._n_times: int = joint.output_shape[-1]
-        self._groups = {j: len(group) for j, group in joint._time._groups[0].items()}
+        self._groups = {j: len(group) for j, group in joint._time._wavelets[0].items()}
 
     def _steps(self, block: Block, threads: int) -> Schedule:
         tables, itemsize = self._tables, self._tables.dtype.itemsize

@@ -45,7 +45,7 @@ class Plan:
         self._dtype, self._n_rows, self._n_bands = joint.dtype, joint._n_rows, len(joint._first)
         self._order_1, self._stages, self._has_order_0 = joint._order_1, joint._stages, joint.format == "time"
         self._n_times = joint.output_shape[-1]
-        self._groups = {j: len(group) for j, group in joint._time._groups[0].items()}
+        self._groups = {j: len(group) for j, group in joint._time._wavelets[0].items()}
         self._filters = [self._stage_filters(stage) for stage in self._stages]
         self._schedules: dict[int, Schedule] = {}
 

@@ -28,8 +28,22 @@ def possible(cascade: "Cascade") -> bool:
     """Tell whether an engine is at hand that transforms the grids of a cascade: no large prime divides a length."""
     if active_engine() == "portable" or math.prod(cascade._grid(0)) >= _MOST_POINTS:
         return False
-    sizes = {n for level in range(len(cascade._lowpasses)) for n in cascade._grid(level)}
+    sizes = {n for level in range(cascade._n_levels) for n in cascade._grid(level)}
     return all(map(Engine(cascade.dtype).possible, sizes))
+
+
+def split(shape: Shape, use: int, vector: int) -> tuple[int, int]:
+    """Return a grid, or the nearest two factors of a line, the first a multiple of a vector where it can be."""
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    (n,) = shape
+    if n <= 256 and use == SIGNALS:
+        return 1, n
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    factors = sorted({*small, *(n // k for k in small)})
+    whole = [k for k in factors if k % vector == 0] or factors
+    first = min(whole, key=lambda k: abs(math.log(2 * k * k / n)))  # short columns, several of which stay in cache
+    return first, n // first
 
 
 def aligned(nbytes: int) -> int:
@@ -69,7 +83,7 @@ class Tables:
         self.use = POINTS if points else SIGNALS
         self.lanes: int = 1 if points else self.engine.lanes(SIGNALS)
         self._vector = self.engine.lanes(self.use) if points else 1
-        shapes = [cascade._grid(level) for level in range(len(cascade._lowpasses))]
+        shapes = [cascade._grid(level) for level in range(cascade._n_levels)]
         self.grids = [self._own("grid", self.engine.grid(self.use, len(s) == 1, *self._split(s))) for s in shapes]
         self.costs: list[float] = []
         self.lowpasses = list(map(self._lowpass, self.grids, shapes, cascade._lowpasses))
@@ -144,17 +158,7 @@ class Tables:
         return self.engine.own(self, kind, handle)
 
     def _split(self, shape: Shape) -> tuple[int, int]:
-        """The two factors of a line that lie nearest, the first a multiple of a vector where it can be; or the grid."""
-        if len(shape) == 2:
-            return shape[0], shape[1]
-        (n,) = shape
-        if n <= 256 and self.use == SIGNALS:
-            return 1, n
-        small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
-        factors = sorted({*small, *(n // k for k in small)})
-        whole = [k for k in factors if k % self._vector == 0] or factors
-        first = min(whole, key=lambda k: abs(math.log(2 * k * k / n)))  # short columns, several of which stay in cache
-        return first, n // first
+        return split(shape, self.use, self._vector)
 
     def _lowpass(self, grid: int, shape: Shape, low: Smoothing) -> int:
         drop = DROP[self.dtype.name]

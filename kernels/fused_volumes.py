@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.engine.library import Engine, active_engine
 from scattercube.kernels.filterbank import Shape
+from scattercube.kernels.fused_tables import POINTS
 from scattercube.kernels.harmonics import angles, powers_along_the_pole, radius
 
 _ALIGNMENT = 64
+_ROUNDING_NBYTES = 8 << 10  # of the arrays in a workspace, and of itself
 _SPECTRA_NBYTES = 1 << 22  # of the volumes that are taken at once
 
 
@@ -37,9 +39,47 @@ def plan(
     dtype
         float32 or float64.
     """
-    if active_engine() == "portable" or not all(map(Engine(dtype).possible, shape)):
-        return None
-    return Plan(shape, widths, L, powers, rows, dtype)
+    return Plan(shape, widths, L, powers, rows, dtype) if possible(shape, dtype) else None
+
+
+def possible(shape: Shape, dtype: np.dtype[Any]) -> bool:
+    """Tell whether an engine is at hand that transforms axes of these lengths."""
+    return active_engine() != "portable" and all(map(Engine(dtype).possible, shape))
+
+
+def at_once(volume_nbytes: int, threads: int) -> int:
+    """Return how many volumes to take at once, so that threads have work and spectra stay in cache."""
+    return max(threads, _SPECTRA_NBYTES // volume_nbytes)
+
+
+def filter_nbytes(shape: Shape, widths: Sequence[float], L: int, dtype: np.dtype[Any]) -> int:
+    """Return the bytes of the tables of all scales and degrees, and of what the last one to be made takes meanwhile."""
+    planes = [[_depth(shape, degree, width, dtype) * shape[1] for degree in range(L + 1)] for width in widths]
+    tables = sum((2 * degree + 2) * n for of in planes for degree, n in enumerate(of)) * dtype.itemsize
+    return tables + max((16 * (L + 4) * max(of) for of in planes), default=0)
+
+
+def foreseen_nbytes(
+    shape: Shape, widths: Sequence[float], L: int, max_order: int, dtype: np.dtype[Any], batch: int
+) -> int:
+    """Return `Plan.nbytes` in one thread, counted as ``Solid`` in volumes.cpp does, before anything is planned."""
+    D, H, W = shape
+    depths = [[_depth(shape, degree, width, dtype) for degree in range(L + 1)] for width in widths]
+    V, itemsize = Engine(dtype).lanes(POINTS), dtype.itemsize
+    rows, columns = -(-H // V), -(-W // V)
+    spectra = [2 * V * itemsize * of[L] * rows * W for of in depths]
+    depth = max((max(of) for of in depths), default=0)
+    planes = max(((degree + 1) * n for of in depths for degree, n in enumerate(of)), default=0)
+    vectors = 2 * (columns * planes * H + 2 * depth * (H | 1) + max(shape)) + H * D + 2 * planes * rows
+    deeper = sum(spectra[1:max_order])  # of a path that goes on to every next scale
+    nbytes: int = batch * sum(spectra[:1]) + vectors * V * itemsize + deeper + _ROUNDING_NBYTES
+    return nbytes
+
+
+def _depth(shape: Shape, degree: int, width: float, dtype: np.dtype[Any]) -> int:
+    """How many planes of frequencies along z, zero and above, a degree and a width reach."""
+    reach = radius(degree, TRUNCATION[dtype.name])
+    return 1 + min(shape[0] // 2, int(reach / width * shape[0] / (2 * math.pi)))
 
 
 class Plan:
@@ -83,7 +123,7 @@ class Plan:
 
     def at_once(self, threads: int) -> int:
         """Return how many volumes to take at once, so that threads have work and spectra stay in cache."""
-        return max(threads, _SPECTRA_NBYTES // self._volume_nbytes)
+        return at_once(self._volume_nbytes, threads)
 
     def nbytes(self, batch: int, threads: int = 1) -> int:
         """Return the bytes that the engine works in for so many volumes at once."""
@@ -113,7 +153,7 @@ class _Tables:
     def of(cls, shape: Shape, degree: int, width: float, dtype: np.dtype[Any]) -> "_Tables":
         reach = radius(degree, TRUNCATION[dtype.name])
         z, y, x = (width * angles(n, n) for n in shape)
-        z = z[: 1 + min(shape[0] // 2, int(reach / width * shape[0] / (2 * math.pi)))]
+        z = z[: _depth(shape, degree, width, dtype)]
         rho2 = z[:, None] ** 2 + y**2
         planar, axial = [], []
         for m in range(degree + 1):

@@ -25,7 +25,7 @@ from scattercube.kernels import primitives
 from scattercube.kernels.arguments import checked
 from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.device import Array, namespace
-from scattercube.kernels.filterbank import Bank, Box, Shape
+from scattercube.kernels.filterbank import Bank, Box, Shape, Spans
 
 _HALF_POWER = math.sqrt(math.log(2))  # where the squared Gaussian exp(−½x²)² is ½
 _STEP_NPOINTS = 1 << 15  # temporaries of a quarter of a megabyte stay in cache
@@ -94,9 +94,14 @@ class Meyer1D:
     def box(self, grid: int | Shape, truncation: float, dtype: np.dtype[Any]) -> Box:
         """Evaluate the spectrum on a grid, where it exceeds ``truncation`` × its peak."""
         n_points = grid if isinstance(grid, int) else grid[0]
-        lo = max(1, math.floor((self.inner.cutoff - self.inner.width) * n_points))
-        f = np.arange(lo, math.ceil((self.outer.cutoff + self.outer.width) * n_points) + 1) / n_points
+        ((lo, hi),) = self.spans((n_points,), truncation)
+        f = np.arange(lo, hi) / n_points
         return _trimmed(Box((lo,), np.sqrt(2 * (self.outer.window(f) - self.inner.window(f)))), truncation, dtype)
+
+    def spans(self, grid: Shape, truncation: float) -> Spans:
+        """Return the first index and the one after the last that `box` has at most, in a list."""
+        lo = max(1, math.floor((self.inner.cutoff - self.inner.width) * grid[0]))
+        return [(lo, math.ceil((self.outer.cutoff + self.outer.width) * grid[0]) + 1)]
 
 
 def meyer_bank(J: int, Q: int) -> list[Meyer1D]:
@@ -183,11 +188,7 @@ class Meyer2D:
 
     def box(self, grid: Shape, truncation: float, dtype: np.dtype[Any]) -> Box:
         """Evaluate the spectrum on a grid, where it exceeds ``truncation`` × its peak."""
-        ends = self.outer.cutoff + self.outer.width, self.inner.cutoff - self.inner.width
-        spans = [
-            (math.floor(min(e * lo for e in ends) * n), math.ceil(max(e * hi for e in ends) * n) + 1)
-            for (lo, hi), n in zip(self._extents(), grid, strict=True)
-        ]
+        spans = self.spans(grid, truncation)
         f = [np.arange(lo, hi) / n for (lo, hi), n in zip(spans, grid, strict=True)]
         outer, inner = ([edge.window(axis) for axis in f] for edge in (self.outer, self.inner))
         c, s = math.cos(self.alpha), math.sin(self.alpha)
@@ -200,6 +201,14 @@ class Meyer2D:
             ring = outer[0][part, None] * outer[1] - inner[0][part, None] * inner[1]
             weights[part] = np.sqrt(2 * ring * sector)
         return _trimmed(Box(tuple(lo for lo, _ in spans), weights), truncation, dtype)
+
+    def spans(self, grid: Shape, truncation: float) -> Spans:
+        """Return the first index and the one after the last that `box` has at most, per axis."""
+        ends = self.outer.cutoff + self.outer.width, self.inner.cutoff - self.inner.width
+        return [
+            (math.floor(min(e * lo for e in ends) * n), math.ceil(max(e * hi for e in ends) * n) + 1)
+            for (lo, hi), n in zip(self._extents(), grid, strict=True)
+        ]
 
     def _extents(self) -> list[tuple[float, float]]:
         """Least and greatest coordinate, per axis, of the sector's part of the square's border max(|y|, |x|) = 1."""

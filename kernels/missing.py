@@ -54,7 +54,7 @@ class Missing(Rebuilt):
     """
 
     def __init__(self, S: Cascade) -> None:
-        if S.widths is None or S._indices:
+        if S.widths is None or S._is_extended:
             raise ValueError('missing values need Gaussian envelopes, an average, and padding="halo" or "periodic"')
         self._S, self._nd = S, len(S.shape)
         self._fill = FILL * S._axes[0].stride

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels.filterbank import Box, Shape, centred, fold
+from scattercube.kernels.filterbank import Box, Shape, Spans, centred, fold, folded_spans
 
 # The 1-D bank of [2]_: at scale 1 the low-pass has this width, in cycles/sample; neighbours meet at √½ of their peaks;
 # a wavelet is taken to end five widths above its centre.
@@ -64,17 +64,8 @@ class Morlet:
         along, across = self.sigma**2, (self.sigma / self.slant) ** 2
         yy, xx, yx = along * c * c + across * s * s, along * s * s + across * c * c, (along - across) * c * s
         rise, floor = along * self.xi, math.exp(-0.5 * along * self.xi**2)
-        reach, reach_at_zero = (math.sqrt(2 * math.log(max(peak / truncation, 1))) for peak in (1, floor))
-
-        spans: list[tuple[int, int]] = []
-        omegas: list[NDArray[np.float64]] = []
-        for n, direction, variance in zip(grid, (c, s), (xx, yy), strict=True):
-            extent = math.sqrt(variance / (along * across))  # of the ellipse ĝ = exp(−½), along this axis
-            centre = self.xi * direction
-            low = min(centre - reach * extent, -reach_at_zero * extent)
-            high = max(centre + reach * extent, reach_at_zero * extent)
-            spans.append((math.floor(low * n / (2 * math.pi)), math.ceil(high * n / (2 * math.pi)) + 1))
-            omegas.append(2 * math.pi / n * np.arange(*spans[-1], dtype=np.float64))
+        spans = self._unfolded(grid, truncation)
+        omegas = [2 * math.pi / n * np.arange(*span, dtype=np.float64) for span, n in zip(spans, grid, strict=True)]
         tilts = floor * np.exp(rise * c * omegas[0]), np.exp(rise * s * omegas[1])
 
         def gaussian(rows: slice, columns: slice) -> NDArray[np.float64]:
@@ -93,8 +84,7 @@ class Morlet:
         K = np.sum(mean * tilt(*zeros)) / np.sum(mean)
 
         # An axis that reaches beyond the Nyquist border is held whole, with what lies beyond folded back.
-        inside = [-(n // 2) <= lo and hi <= n - n // 2 for (lo, hi), n in zip(spans, grid, strict=True)]
-        held = [span if ok else (-(n // 2), n - n // 2) for span, ok, n in zip(spans, inside, grid, strict=True)]
+        held = self.spans(grid, truncation)
         weights = np.zeros(tuple(hi - lo for lo, hi in held), dtype)
         for (rows, columns), target in centred(spans, grid):
             top, left = (t.start - n // 2 - lo for t, n, (lo, _) in zip(target, grid, held, strict=True))
@@ -109,6 +99,29 @@ class Morlet:
                 weights[first : first + len(value), left : left + width] += value
         weights[tuple(-lo for lo, _ in held)] = 0  # exactly, also after rounding
         return Box(tuple(lo for lo, _ in held), weights)
+
+    def spans(self, grid: Shape, truncation: float) -> Spans:
+        """Return the first index and the one after the last of `box`, per axis."""
+        return [
+            (lo, hi) if -(n // 2) <= lo and hi <= n - n // 2 else (-(n // 2), n - n // 2)
+            for (lo, hi), n in zip(self._unfolded(grid, truncation), grid, strict=True)
+        ]
+
+    def _unfolded(self, grid: Shape, truncation: float) -> Spans:
+        """The same, as far as the spectrum reaches, beyond the Nyquist border too."""
+        directions = math.cos(self.alpha), math.sin(self.alpha)
+        along, across = self.sigma**2, (self.sigma / self.slant) ** 2
+        floor = math.exp(-0.5 * along * self.xi**2)
+        reach, reach_at_zero = (math.sqrt(2 * math.log(max(peak / truncation, 1))) for peak in (1, floor))
+        spans: Spans = []
+        for n, direction, other in zip(grid, directions, directions[::-1], strict=True):
+            variance = along * other * other + across * direction * direction
+            extent = math.sqrt(variance / (along * across))  # of the ellipse ĝ = exp(−½), along this axis
+            centre = self.xi * direction
+            low = min(centre - reach * extent, -reach_at_zero * extent)
+            high = max(centre + reach * extent, reach_at_zero * extent)
+            spans.append((math.floor(low * n / (2 * math.pi)), math.ceil(high * n / (2 * math.pi)) + 1))
+        return spans
 
 
 def gaussian_box(sigma: float, n: int) -> Box:
@@ -142,11 +155,7 @@ class Morlet1D:
         """Evaluate the spectrum on a grid, where it exceeds ``truncation`` × its peak; zero frequency is exactly 0."""
         n_points = grid if isinstance(grid, int) else grid[0]
         xi, width = self.xi * n_points, self.sigma * n_points
-        ratio = xi / width
-        # ĝ(ω − ξ) and κĝ(ω) nearly cancel where ξ ≪ σ: their difference then peaks at about ξ/σ.
-        reach = math.sqrt(-2 * math.log(truncation * min(1.0, ratio / 2)))
-        low = min(xi - reach * width, -width * math.sqrt(max(0.0, reach**2 - ratio**2)))
-        lo, hi = math.floor(low), math.ceil(xi + reach * width) + 1
+        lo, hi = self._unfolded(n_points, truncation)
         k = np.arange(lo, hi, dtype=np.float64)
         wave, bump = np.exp(-0.5 * ((k - xi) / width) ** 2), np.exp(-0.5 * (k / width) ** 2)
         zeros = slice(-lo % n_points, None, n_points)  # what folds onto ω = 0: none where the wavelet ends before it
@@ -161,6 +170,19 @@ class Morlet1D:
         weights = (box.weights / norm).astype(dtype)
         weights[-box.origin[0] % n_points :: n_points] = 0  # exactly, also after rounding
         return Box(box.origin, weights)
+
+    def spans(self, grid: Shape, truncation: float) -> Spans:
+        """Return the first index and the one after the last of `box`, in a list."""
+        return folded_spans([self._unfolded(grid[0], truncation)], grid)
+
+    def _unfolded(self, n_points: int, truncation: float) -> tuple[int, int]:
+        """The same, as far as the spectrum reaches."""
+        xi, width = self.xi * n_points, self.sigma * n_points
+        ratio = xi / width
+        # ĝ(ω − ξ) and κĝ(ω) nearly cancel where ξ ≪ σ: their difference then peaks at about ξ/σ.
+        reach = math.sqrt(-2 * math.log(truncation * min(1.0, ratio / 2)))
+        low = min(xi - reach * width, -width * math.sqrt(max(0.0, reach**2 - ratio**2)))
+        return math.floor(low), math.ceil(xi + reach * width) + 1
 
     def _norm(self, reach: int) -> float:
         """Σ|ψ(t)| over |t| ≤ reach, with Σ g(t) = 1."""

@@ -17,8 +17,8 @@ from scattercube.kernels.axes import Axis, Padding
 from scattercube.kernels.cascade import TRUNCATION, Cascade, Groups
 from scattercube.kernels.device import Constant
 from scattercube.kernels.filterbank import LineLowpass, Lowpass, Sampling, Shape, crop, fold
-from scattercube.kernels.meyer import Meyer2D, meyer_bank, meyer_spectrum
-from scattercube.kernels.morlet import SIGMA_0, Morlet, gaussian_box, gaussian_spectrum, morlet_bank
+from scattercube.kernels.meyer import Meyer1D, Meyer2D, meyer_bank, meyer_spectrum
+from scattercube.kernels.morlet import SIGMA_0, Morlet, Morlet1D, gaussian_box, gaussian_spectrum, morlet_bank
 from scattercube.kernels.paths import Paths, image_labels, line_labels
 from scattercube.kernels.primitives import Smoothing
 
@@ -30,6 +30,7 @@ distance, so that their padding is ``"minimal"`` or ``"periodic"``.
 """
 
 _PADDINGS = ("minimal", "support", "kymatio", "periodic", "halo")
+_CIRCLE = 64  # of a φ's scale
 _TAIL = 1e-3  # of φ, beyond a third of what the peer adds to a signal
 
 
@@ -102,23 +103,20 @@ class Scattering1D(Cascade):
         averaging = float(self.T) if averages else 2.0**self.J
         phi_width = averaging / (2 * math.pi * SIGMA_0) if averages else 0.0
         self.halo = None if tight else _halo(widths, phi_width, max_order, self.stride, precision)
-        axis = self._axis(N, max(averaging, 2**self.J))
-        groups: list[Groups] = [{} for _ in wavelets]
+        axis, self._averaging = self._axis(N, max(averaging, 2**self.J)), averaging
+        groups: list[dict[int, list[Morlet1D | Meyer1D]]] = [{} for _ in wavelets]
         for group, psi in ((group, psi) for group, bank in zip(groups, wavelets, strict=True) for psi in bank):
-            group.setdefault(psi.j, []).append(psi.box(axis.padded, TRUNCATION[precision.name], precision))
-        levels = range(min(self.stride.bit_length() - 1, max(psi.j for bank in wavelets for psi in bank)) + 1)
-        grids = [(averaging / 2**r, axis.padded >> r) for r in levels]
-        spectra = [meyer_spectrum(T, n) if tight else gaussian_spectrum(SIGMA_0 / T, n) for T, n in grids]
+            group.setdefault(psi.j, []).append(psi)
         super().__init__(
             (axis,),
             groups,
-            [self._lowpass(axis, r, phi, precision) for r, phi in enumerate(spectra)],
-            (spectra[0],),
+            min(self.stride.bit_length() - 1, max(psi.j for bank in wavelets for psi in bank)) + 1,
             Paths.of([line_labels(bank, self.sampling_rate) for bank in wavelets], max_order),
             max_order,
             precision,
             global_average=self.T == "global",
         )
+        self._fourier_scale = averaging if averages else 0.0
         self.widths = widths if averages and not tight else None
 
     def _axis(self, N: int, scale: float) -> Axis:
@@ -135,18 +133,32 @@ class Scattering1D(Cascade):
             tail = -NormalDist().inv_cdf(_TAIL) * scale / (2 * math.pi * SIGMA_0)
             return Axis.reflected(N, self.stride, math.ceil(3 * tail), most)
         T = 1 << (N - 1).bit_length() if self.T == "global" else self.T or 2**self.J
-        phi = abs(np.fft.ifft(gaussian_spectrum(SIGMA_0 / T, N))[: N // 2])
+        circle = min(N, _CIRCLE * math.ceil(T))  # a larger one changes nothing
+        phi = abs(np.fft.ifft(gaussian_spectrum(SIGMA_0 / T, circle))[: circle // 2])
         tails = phi[::-1].cumsum()[::-1]
-        support = 1 + int(np.argmax(tails <= _TAIL)) if (tails <= _TAIL).any() else N // 2
+        support = 1 + int(np.argmax(tails <= _TAIL)) if (tails <= _TAIL).any() else circle // 2
         return Axis.dyadic(N, self.stride, min(1 << (N + 6 * support - 1).bit_length(), most))
 
-    def _lowpass(self, axis: Axis, level: int, phi: NDArray[np.float64], dtype: np.dtype[Any]) -> Smoothing:
+    def _make_groups(self) -> list[Groups]:
+        grid, truncation = self._grid(0), self._truncation
+        return [
+            {j: [psi.box(grid, truncation, self.dtype) for psi in group] for j, group in bank.items()}
+            for bank in self._wavelets
+        ]
+
+    def _make_phi(self, level: int) -> tuple[NDArray[np.float64], ...]:
+        T, (n,) = self._averaging / 2**level, self._grid(level)
+        return (meyer_spectrum(T, n) if self.wavelet == "meyer" else gaussian_spectrum(SIGMA_0 / T, n),)
+
+    def _make_lowpass(self, level: int) -> Smoothing:
+        (axis,), dtype = self._axes, self.dtype
         n, step = axis.padded >> level, axis.step(level)
         if self.T == "global":
             weights = np.ones(n) if self.padding == "kymatio" else axis.within(level) / axis.within(level).sum()
             return Lowpass((Constant(weights.astype(dtype)[None]),))
         if self.T == 0:
             return Sampling(n, slice(axis.first * step, (axis.first + axis.n_out - 1) * step + 1, step))
+        (phi,) = self._make_phi(level)
         return LineLowpass.of(phi, step, axis.first, axis.n_out, dtype)
 
     @property
@@ -216,30 +228,15 @@ class Scattering2D(Cascade):
         phi_width = 0.8 * 2.0 ** (self.J - 1)
         widths = _widest((j, psi.sigma * longest) for j, group in wavelets.items() for psi in group)
         self.halo = None if tight else _halo([widths], phi_width, max_order, 2**self.J, precision)
-        axes = tuple(self._axis(size) for size in sizes)
-        grid = tuple(axis.padded for axis in axes)
-        boxes = {j: [psi.box(grid, TRUNCATION[precision.name], precision) for psi in wavelets[j]] for j in wavelets}
-        coarse, amplitude = fold, 1.0
-        if self.padding == "kymatio":
-            coarse, amplitude = crop, math.pi / 3.1415  # the peer's π, in the integral of its Gaussians
-            for box in (box for group in boxes.values() for box in group):
-                box.weights[...] *= amplitude
-
-        def phi(level: int) -> tuple[NDArray[np.float64], ...]:
-            if tight:
-                return tuple(meyer_spectrum(2.0 ** (self.J - level), n >> level) for n in grid)
-            on = (coarse(gaussian_box(phi_width, n), (n >> level,)).dense((n >> level,)) for n in grid)
-            return tuple(math.sqrt(amplitude) * spectrum for spectrum in on)
-
+        self._phi_width = phi_width
         super().__init__(
-            axes,
-            [boxes],
-            [Lowpass.of(list(phi(r)), [axis.samples(r) for axis in axes], precision) for r in range(self.J)],
-            phi(0),
+            tuple(self._axis(size) for size in sizes),
+            [wavelets],
+            self.J,
             Paths.of([image_labels(wavelets)], max_order),
             max_order,
             precision,
-            coarse,
+            crop if self.padding == "kymatio" else fold,
         )
         self.widths = None if tight else [widths]
 
@@ -251,6 +248,30 @@ class Scattering2D(Cascade):
         if self.padding == "halo" and self.halo is not None:
             return Axis.tile(size, 2**self.J, self.halo)
         return Axis.image(size, 2**self.J, good=self.padding == "minimal")
+
+    @property
+    def _amplitude(self) -> float:
+        """What filters are multiplied by: the peer's π, in the integral of its Gaussians."""
+        return math.pi / 3.1415 if self.padding == "kymatio" else 1.0
+
+    def _make_groups(self) -> list[Groups]:
+        grid, truncation = self._grid(0), self._truncation
+        (wavelets,) = self._wavelets
+        boxes = {j: [psi.box(grid, truncation, self.dtype) for psi in group] for j, group in wavelets.items()}
+        if self.padding == "kymatio":
+            for box in (box for group in boxes.values() for box in group):
+                box.weights[...] *= self._amplitude
+        return [boxes]
+
+    def _make_phi(self, level: int) -> tuple[NDArray[np.float64], ...]:
+        grid = self._grid(0)
+        if self.wavelet == "meyer":
+            return tuple(meyer_spectrum(2.0 ** (self.J - level), n >> level) for n in grid)
+        on = (self._coarse(gaussian_box(self._phi_width, n), (n >> level,)).dense((n >> level,)) for n in grid)
+        return tuple(math.sqrt(self._amplitude) * spectrum for spectrum in on)
+
+    def _make_lowpass(self, level: int) -> Smoothing:
+        return Lowpass.of(list(self._make_phi(level)), [axis.samples(level) for axis in self._axes], self.dtype)
 
     def psi_hat(self, j: int, theta: int) -> NDArray[np.floating]:
         """Return the spectrum (H', W') of a wavelet on the extended grid, zero frequency first."""

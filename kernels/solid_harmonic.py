@@ -15,7 +15,7 @@ from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, intege
 from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.cuda_units import finite_units
 from scattercube.kernels.device import Array, Constant, Device, block_nbytes, device_of, namespace
-from scattercube.kernels.harmonics import Band, Harmonics, planes_at_once, step_nbytes
+from scattercube.kernels.harmonics import Band, Harmonics, planes_at_once, radius, step_nbytes
 from scattercube.kernels.paths import Paths
 
 
@@ -174,12 +174,31 @@ class HarmonicScattering3D(Rebuilt):
             work = min(batch, self._at_once(device)) * self._peak(device)
         return max(finite, result + work)
 
+    def foreseen_nbytes(self, batch: int) -> int:
+        """Bound `nbytes` on the CPU, with one thread, from the shape alone: no wavelet is made for it."""
+        if not fused_volumes.possible(self.shape, self.dtype):
+            return self.nbytes(batch)
+        result = batch * len(self.paths) * self.dtype.itemsize
+        at_once = min(batch, fused_volumes.at_once(self._volume_nbytes(), 1))
+        work = fused_volumes.foreseen_nbytes(self.shape, self._widths, self.L, self.max_order, self.dtype, at_once)
+        finite = min(batch * self._volume_nbytes(), block_nbytes("cpu")) // self.dtype.itemsize
+        return max(finite, result + work + at_once * len(self.paths) * 8)
+
+    @property
+    def filter_nbytes(self) -> int:
+        """About how many bytes the wavelets take, as the compiled engine reads them or as arrays; known before."""
+        itemsize = self.dtype.itemsize
+        if fused_volumes.possible(self.shape, self.dtype):
+            return fused_volumes.filter_nbytes(self.shape, self._widths, self.L, self.dtype)
+        points = sum(math.prod(self._band(j).kept) for j in range(len(self._widths)))
+        return points * sum(3 * degree + 2 for degree in range(self.L + 1)) * itemsize
+
     def _peak(self, device: Device) -> int:
         """The peak of `_scatter` for one volume, its argument included."""
         volume = self._volume_nbytes()
         if not self.max_order:
             return 3 * volume  # x in its unit, |x| and a power of it
-        band = self._wavelets[0][self.L].band
+        band = self._band(0)
         below = self._nbytes_below((), self._bins_nbytes(*band.kept), device)
         return volume + max(2 * volume, self._spectrum_nbytes(band), below)
 
@@ -203,6 +222,15 @@ class HarmonicScattering3D(Rebuilt):
         degrees = range(self.L + 1)
         return [[Harmonics.of(degree, width, self.shape, self.dtype) for degree in degrees] for width in self._widths]
 
+    def _reach(self, j: int) -> float:
+        """Up to which frequency wavelets of a scale reach, in radians per voxel."""
+        reach: float = radius(self.L, TRUNCATION[self.dtype.name]) / self._widths[j]
+        return reach
+
+    def _band(self, j: int) -> Band:
+        """The band of the wavelets of a scale and of the largest degree."""
+        return Band.of(self.shape, self._reach(j))
+
     def _volume_nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
@@ -222,14 +250,14 @@ class HarmonicScattering3D(Rebuilt):
         planes = volume * planes_at_once(1, self.shape, self.dtype, device) // D
         peak = 0
         for j in range(scales[-1] + 1 if scales else 0, self.J + 1):
-            band = self._wavelets[j][self.L].band
-            at_nyquist = any(wavelet.nyquist for pair in self._wavelets[j][self.L].wavelets for wavelet in pair)
+            band = self._band(j)
+            at_nyquist = self.L and self._reach(j) >= math.pi and any(map(band.holds_nyquist, range(3)))
             here = self._bins_nbytes(*band.kept) + self._bins_nbytes(D, *band.kept[1:]) + 3 * planes
             if at_nyquist:  # imaginary parts, and single planes
                 here += 3 * planes + 9 * self._bins_nbytes(*sorted(self.shape)[1:])
             peak = max(peak, X + volume + here)
             if self._goes_on((*scales, j)):
-                below = self._wavelets[j + 1][self.L].band
+                below = self._band(j + 1)
                 deeper = self._nbytes_below((*scales, j), self._bins_nbytes(*below.kept), device)
                 peak = max(peak, X + volume + self._spectrum_nbytes(below), X + deeper)
         return peak

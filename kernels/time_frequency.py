@@ -6,6 +6,7 @@ References
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal
@@ -13,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scattercube.kernels import fused_cpu_joint, fused_cuda_joint, primitives
+from scattercube.kernels import fused_cpu_joint, fused_cuda_joint, memory, primitives
 from scattercube.kernels.arguments import Rebuilt, checked, checked_pair, integer, units
 from scattercube.kernels.axes import Padding
 from scattercube.kernels.bands import (
@@ -25,6 +26,7 @@ from scattercube.kernels.bands import (
 )
 from scattercube.kernels.cuda_units import finite_units
 from scattercube.kernels.device import Array, Device, block_nbytes, device_of, namespace
+from scattercube.kernels.fused_tables import possible
 from scattercube.kernels.joint_stages import Part, Stage
 from scattercube.kernels.morlet import Morlet1D, morlet_bank
 from scattercube.kernels.paths import joint_paths, line_labels
@@ -277,7 +279,7 @@ class TimeFrequencyScattering(Rebuilt):
         xp, time = namespace(X), self._time
 
         # All spectra are there before what only passes, which then leaves no holes between them.
-        sizes = {j: (*time._grid(time._level(j)), len(group)) for j, group in time._groups[0].items()}
+        sizes = {j: (*time._grid(time._level(j)), len(group)) for j, group in time._wavelets[0].items()}
         spectra = {j: xp.empty((*size, X.shape[-1]), X.dtype) for j, size in sizes.items()}
 
         def part(j: int, filters: slice, band: int) -> tuple[Part, Array]:
@@ -286,7 +288,7 @@ class TimeFrequencyScattering(Rebuilt):
             return Part(j, filters, slice(band, band + U.shape[1]), spectrum), primitives.smooth(U, self._lowpass(j))
 
         some, band = [], 0
-        for j, group in time._groups[0].items():
+        for j, group in time._wavelets[0].items():
             step, _ = time._at_once(j, len(group), X.shape[-1], device_of(X))
             for start in range(0, len(group), step):
                 filters = slice(start, min(start + step, len(group)))
@@ -339,7 +341,7 @@ class TimeFrequencyScattering(Rebuilt):
         Signals are taken in blocks, so that beyond the result the peak does not grow with the batch. The filters, which
         stay, and about 64 KiB of bookkeeping are not counted.
         """
-        time, itemsize, groups = self._time, self.dtype.itemsize, self._time._groups[0].items()
+        time, itemsize, groups = self._time, self.dtype.itemsize, self._time._wavelets[0].items()
         result = int(batch * self._n_rows * self.output_shape[-1] * itemsize)
         if device == "cpu" and self._fused:
             return result + self._fused.nbytes(batch, threads)
@@ -363,16 +365,28 @@ class TimeFrequencyScattering(Rebuilt):
             Y, Z = 2 * stage.bank.n_bands * line, stage.bank.n_outputs * line
             widths = sorted(len(group) for j, group in groups if j < stage.j)
             y = 2 * line * sum(widths[-threads:])
-            smoothed = Z + time._smoothing_nbytes(level, Z) + stage.bank.n_outputs * n_times
+            smoothed = 2 * Z + stage.bank.n_outputs * n_times
             across = stage.bank.nbytes(line, device, threads)
             peak = max(peak, spectra + max(Y + max(y, across), smoothed))
         return result + int(peak)
+
+    def foreseen_nbytes(self, batch: int) -> int:
+        """Bound `nbytes` on the CPU, with one thread, from the sizes of grids: no filter along time is made for it."""
+        if not possible(self._time):
+            return self.nbytes(batch)
+        result: int = batch * math.prod(self.output_shape) * self.dtype.itemsize
+        return result + memory.of_joint(self)
+
+    @property
+    def filter_nbytes(self) -> int:
+        """About how many bytes the filters along time take; those across bands are small beside them."""
+        return self._time.filter_nbytes
 
     def _blocks(self, batch: Array) -> Iterator[slice]:
         step = self._signals_at_once(device_of(batch))
         return (slice(start, start + step) for start in range(0, len(batch), step))
 
     def _signals_at_once(self, device: Device) -> int:
-        groups = self._time._groups[0].items()
+        groups = self._time._wavelets[0].items()
         spectra = sum(2 * len(group) * self._time._signal_nbytes(self._time._level(j)) for j, group in groups)
         return max(1, block_nbytes(device) // spectra)

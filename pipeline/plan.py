@@ -3,19 +3,16 @@
 Integers in, integers out: nothing here opens an archive or a store.
 """
 
-import shutil
 from dataclasses import dataclass, replace
 from math import ceil, isqrt, prod
-from pathlib import Path
 
 import numpy as np
 
 from scattercube.kernels import Scattering1D, Scattering2D
-from scattercube.kernels.cascade import Cascade
 from scattercube.kernels.missing import margin
 from scattercube.pipeline.errors import PlanError
 from scattercube.pipeline.keys import Grid, Keys
-from scattercube.pipeline.places import refuse_unwritable
+from scattercube.pipeline.places import free_nbytes
 from scattercube.pipeline.sources import Layout
 from scattercube.pipeline.spec import Spec, TiledSpec
 from scattercube.pipeline.tiles import Axis
@@ -267,10 +264,9 @@ def _worker_nbytes(planned: Plan, spec: Spec, layout: Layout, n_channels: int) -
     converted = 0 if layout.dtype == np.dtype(spec.dtype) else precision
     read = values * (layout.dtype.itemsize + converted)
     held = read + values * precision + features
-    extract = held + max(transform.nbytes(n_samples * n_channels), features)
+    extract = held + max(transform.foreseen_nbytes(n_samples * n_channels), features)
     signal = _shard_nbytes(planned.signal_grid, planned.signal_nbytes)
-    filters = transform.filter_nbytes if isinstance(transform, Cascade) else 0
-    return PROCESS_NBYTES + max(filters + extract, 3 * signal), max(read + 2 * features, 3 * signal)
+    return PROCESS_NBYTES + max(transform.filter_nbytes + extract, 3 * signal), max(read + 2 * features, 3 * signal)
 
 
 def _shard_nbytes(grid: Grid, nbytes: int) -> int:
@@ -279,13 +275,13 @@ def _shard_nbytes(grid: Grid, nbytes: int) -> int:
 
 
 def refuse_what_cannot_fit(
-    plan: Plan, root: Path, missing_nbytes: int, worker_memory_nbytes: int | None, threads: int
+    plan: Plan, root: str, missing_nbytes: int, worker_memory_nbytes: int | None, threads: int
 ) -> None:
-    """Raise PlanError when the disk under ``root`` or a worker's memory is too small, StoreError when it is read-only.
+    """Raise PlanError when the disk under ``root`` or a worker's memory is too small, StoreError when none may write.
 
     ``missing_nbytes`` is what is still to be written, uncompressed: compression is a gain that nobody can promise.
     """
-    free = shutil.disk_usage(refuse_unwritable(root)).free if missing_nbytes else 0
+    free = free_nbytes(root) if missing_nbytes else 0
     if missing_nbytes > free:
         raise PlanError(
             f"{root}: the run may write {in_words(missing_nbytes)} and {in_words(free)} are free; "

@@ -37,6 +37,13 @@ class Transform(Protocol):
     def __call__(self, x: Any, /) -> Any:
         r"""Return the coefficients of signals (…, \*shape)."""
 
+    @property
+    def filter_nbytes(self) -> int:
+        """About how many bytes filters take, known before they are made."""
+
+    def foreseen_nbytes(self, batch: int) -> int:
+        """Bound the peak bytes of a call on the CPU; makes no filter."""
+
     def nbytes(self, batch: int, device: Device = "cpu") -> int:
         """Project the peak bytes of a call."""
 
