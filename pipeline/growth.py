@@ -3,16 +3,18 @@
 Rows of a store never move. A sample whose member changed becomes a new row behind the others, and its old row is marked
 superseded; one that is gone is marked removed. A ledger beside the store remembers what members looked like from
 outside (size, time or tag), so that only those that look different are read again; and those are compared with what
-the store holds: a file that was merely touched is no new sample.
+the store holds: a file that was merely touched is no new sample. It also counts the runs that read a bad member again
+and found it as bad, of which the store, being as it was, knows nothing.
 """
 
 import io
 import json
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -23,6 +25,59 @@ from scattercube.pipeline.sources import READERS, Columns, Layout, Listing, read
 from scattercube.pipeline.stores.protocol import IDENTITY, LIVE, QUARANTINED, REMOVED, ROWS, SUPERSEDED, Store
 
 _AT_ONCE = 256  # samples that are compared together, at most
+
+
+class Retries(NamedTuple):
+    """How often a member with quarantined samples was read again, and was as bad; the last time, in seconds (POSIX)."""
+
+    times: int
+    last: float
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is remembered of an archive's members beside the store, as Parquet.
+
+    Attributes
+    ----------
+    marks
+        By member, what it looked like when it was read.
+    retries
+        By member, the attempts that left the store as it was.
+    """
+
+    marks: Mapping[str, str]
+    retries: Mapping[str, Retries] = field(default_factory=dict)
+
+    def content(self) -> bytes:
+        """Write it down."""
+        import pandas as pd
+
+        table = pd.DataFrame({"member": list(self.marks), "mark": list(self.marks.values())}, dtype="str")
+        again = [self.retries.get(member, Retries(0, 0.0)) for member in self.marks]
+        table["retries"] = np.array([one.times for one in again], np.int64)
+        table["last_retry"] = np.array([one.last for one in again], np.float64)
+        file = io.BytesIO()
+        table.to_parquet(file)
+        return file.getvalue()
+
+    @classmethod
+    def of(cls, content: bytes | None) -> Self:
+        """Read it back; one that is absent or damaged knows nothing, and everything is compared."""
+        if content is None:
+            return cls({})
+        import pandas as pd
+
+        try:
+            table = pd.read_parquet(io.BytesIO(content), columns=["member", "mark", "retries", "last_retry"])
+        except (ValueError, OSError, KeyError):  # what Arrow raises for damaged bytes, or where a column is not there
+            return cls({})
+        again = table[table["retries"] > 0]
+        retries = map(Retries, again["retries"].tolist(), again["last_retry"].tolist())
+        return cls(
+            dict(zip(table["member"].tolist(), table["mark"].tolist(), strict=True)),
+            dict(zip(again["member"].tolist(), retries, strict=True)),
+        )
 
 
 @dataclass(frozen=True)
@@ -37,17 +92,20 @@ class Growth:
         How many are published.
     marks
         Published rows, and the status they get: SUPERSEDED or REMOVED.
+    ledger
+        What is to be remembered of the members once the run has read them.
     """
 
     listing: Listing
     first: int
     marks: Mapping[int, int]
+    ledger: Ledger
 
 
 def growth(
     store: Store,
     listing: Listing,
-    known: Mapping[str, str],
+    known: Ledger,
     entry: Entry,
     data_root: Path,
     *,
@@ -60,7 +118,7 @@ def growth(
     Parameters
     ----------
     known
-        What members looked like when they were read: the ledger.
+        What is remembered of the members.
     retry
         Read again what is quarantined, whatever it looks like from outside.
 
@@ -74,7 +132,7 @@ def growth(
     attributes = store.attributes()
     identity = json.loads(attributes.get(IDENTITY, "{}"))
     if identity.get("entry") != entry.digest or ROWS not in identity:
-        return Growth(listing, 0, {})  # nothing, or another: beginning the store says so
+        return Growth(listing, 0, {}, Ledger(listing.marks))  # nothing, or another: beginning the store says so
     grid = held_grid(attributes)
     versions = store.versions()
     first = versions[-1].n_rows if versions else 0
@@ -87,12 +145,12 @@ def growth(
         live = np.flatnonzero(np.isin(status[:first], LIVE))
         again = live[np.isin(ids[live], ids[first:])]
         gone = live[~np.isin(ids[live], listing.columns["sample_id"])]
-        return Growth(begun, first, _marks(again, gone))
+        return Growth(begun, first, _marks(again, gone), Ledger(listing.marks, known.retries))
     live = np.flatnonzero(np.isin(status, LIVE))
     place = pd.Index(held["sample_id"][live]).get_indexer(pd.Index(listing.columns["sample_id"]))
     rows, listed = live[place[place >= 0]], np.flatnonzero(place >= 0)
     _refuse_other_columns(store, held, rows, listing.columns, listed)
-    looks = {name: known.get(name) != mark for name, mark in listing.marks.items()}
+    looks = {name: known.marks.get(name) != mark for name, mark in listing.marks.items()}
     doubtful = np.fromiter((looks.get(name, True) for name in listing.columns["member"][listed]), bool, len(listed))
     if retry:
         doubtful |= status[rows] == QUARANTINED
@@ -107,13 +165,24 @@ def growth(
         )
     now = listing.columns | {"source": listing.sources}
     columns = {name: np.concatenate([held[name], values[fresh]]) for name, values in now.items()}
-    return Growth(replace(listing, columns=columns), grid.sizes[0], _marks(rows[changed], gone))
+    bad, members = (status[rows] == QUARANTINED) & ~changed, listing.columns["member"][listed]
+    retries = _retries(known, set(members[bad]), set(members[bad & doubtful]))
+    grown = replace(listing, columns=columns)
+    return Growth(grown, grid.sizes[0], _marks(rows[changed], gone), Ledger(listing.marks, retries))
 
 
 def held_grid(attributes: Mapping[str, Any], n_samples: int | None = None) -> Grid:
     """Return how a store is cut, from its attributes; for as many samples as it has, or for others."""
     identity = json.loads(attributes[IDENTITY])
     return Grid.of_extent(identity["grid"], identity[ROWS]["samples"] if n_samples is None else n_samples)
+
+
+def _retries(known: Ledger, bad: set[str], tried: set[str]) -> dict[str, Retries]:
+    """Count one more for the members that were tried in vain; those that are no longer bad are forgotten."""
+    now, never = time.time(), Retries(0, 0.0)
+    before = {member: known.retries.get(member, never) for member in bad}
+    counted = {m: Retries(one.times + 1, now) if m in tried else one for m, one in before.items()}
+    return {member: one for member, one in counted.items() if one.times}
 
 
 def _marks(superseded: np.ndarray, removed: np.ndarray) -> dict[int, int]:
@@ -182,28 +251,6 @@ def _windows(grid: Grid, layout: Layout) -> Iterator[tuple[slice, ...]]:
     for key in of_one.keys:
         region = of_one.region(key)
         yield tuple(region.get(dim, whole) for dim, whole in zip(layout.signal_dims, layout.whole, strict=True))
-
-
-def ledger(marks: Mapping[str, str]) -> bytes:
-    """Write down what members look like, as Parquet."""
-    import pandas as pd
-
-    content = io.BytesIO()
-    pd.DataFrame({"member": list(marks), "mark": list(marks.values())}, dtype="str").to_parquet(content)
-    return content.getvalue()
-
-
-def marks_in(content: bytes | None) -> dict[str, str]:
-    """Read a ledger back; one that is absent or damaged knows nothing, and everything is compared."""
-    if content is None:
-        return {}
-    import pandas as pd
-
-    try:
-        table = pd.read_parquet(io.BytesIO(content), columns=["member", "mark"])
-    except (ValueError, OSError, KeyError):  # what Arrow raises for damaged bytes
-        return {}
-    return dict(zip(table["member"].tolist(), table["mark"].tolist(), strict=True))
 
 
 def cube_growth(chunks: Store, growth: Growth, cube: Store) -> tuple[int, dict[int, int]]:

@@ -1,12 +1,14 @@
 """What is quarantined now: the records of both journals, without those that were mended or are gone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
 
+from scattercube.pipeline.growth import Ledger, Retries
 from scattercube.pipeline.places import Places
+from scattercube.pipeline.stores.files import read_file
 from scattercube.pipeline.stores.protocol import QUARANTINED, Store
 
 
@@ -27,7 +29,7 @@ class Quarantined:
     stage
         Which stage found it: ``ingest`` or ``extract``.
     attempts
-        How many runs have tried.
+        How many runs have read it, or tried to: those that recorded it, and those that found it as it was.
     last
         When the last one did, ISO 8601 in UTC.
     """
@@ -53,7 +55,22 @@ def quarantined(places: Places) -> list[Quarantined]:
     for store in (places.chunk_store, places.cube_store):
         if store.versions():
             found |= {record.sample_id: record for record in _of(store) if record.sample_id not in found}
+    if found and (retries := Ledger.of(read_file(places.ledger)).retries):
+        rows = slice(0, places.chunk_store.versions()[-1].n_rows)
+        names, members = (places.chunk_store.read(name, rows).tolist() for name in ("sample_id", "member"))
+        for name, member in dict(zip(names, members, strict=True)).items():  # a name stands at superseded rows too
+            if name in found and member in retries and found[name].stage == "ingest":
+                found[name] = _tried_again(found[name], retries[member])
     return list(found.values())
+
+
+def _tried_again(record: Quarantined, retries: Retries) -> Quarantined:
+    last = max(record.last, _as_text(retries.last))
+    return replace(record, attempts=record.attempts + retries.times, last=last)
+
+
+def _as_text(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _of(store: Store) -> Iterator[Quarantined]:
@@ -70,5 +87,4 @@ def _of(store: Store) -> Iterator[Quarantined]:
     for name in store.read("sample_id", rows)[status == QUARANTINED].tolist():
         if name in tried:
             started, stage, record = max(tried[name], key=lambda one: one[0])
-            when = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
-            yield Quarantined(**record, stage=stage, attempts=len(tried[name]), last=when)
+            yield Quarantined(**record, stage=stage, attempts=len(tried[name]), last=_as_text(started))

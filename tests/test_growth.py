@@ -1,15 +1,20 @@
 """Archives that change: only what is new is read, changed files become new rows, nothing is lost or doubled."""
 
+import io
 import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 from scattercube.pipeline.errors import StoreError
+from scattercube.pipeline.growth import Ledger, Retries
 from scattercube.pipeline.job import Job, prepare, run
+from scattercube.pipeline.quarantine import quarantined
 from scattercube.pipeline.stores.protocol import OK, QUARANTINED, REMOVED, SUPERSEDED
 
 SIZE = 16
@@ -121,7 +126,7 @@ def test_a_file_that_was_merely_touched_is_no_new_sample(archive):
     assert outcome.nothing_new
     assert read == {"ingest": 0, "extract": 0}
     assert len(outcome.prepared.places.chunk_store.versions()) == 1
-    outcome.prepared.places.ledger.unlink()  # without the ledger everything is compared, and the same
+    Path(outcome.prepared.places.ledger).unlink()  # without the ledger everything is compared, and the same
     assert brought_up(archive)[0].nothing_new
 
 
@@ -136,6 +141,41 @@ def test_a_mended_file_takes_the_place_of_the_quarantined_row(archive):
     assert read == {"ingest": 1, "extract": 1}
     assert cube["status"].values.tolist() == [OK, OK, SUPERSEDED, OK, OK, OK]
     assert outcome.n_bad == 0
+
+
+def test_reading_again_in_vain_is_counted(archive):
+    good = (archive / "2.npy").read_bytes()
+    (archive / "2.npy").write_bytes(good[:-40])
+    places = brought_up(archive)[0].prepared.places
+    (found,) = quarantined(places)
+    assert found.attempts == 1
+    brought_up(archive)  # it looks as it did: nothing is tried
+    assert quarantined(places) == [found]
+    for attempts in (2, 3):
+        outcome, read, *_ = brought_up(archive, retry=True)
+        assert outcome.nothing_new
+        assert read == {"ingest": 0, "extract": 0}
+        (again,) = quarantined(places)
+        assert again.attempts == attempts
+        assert again.last >= found.last
+    os.utime(archive / "2.npy", (1, 1))  # touched, read again, and still bad
+    brought_up(archive)
+    assert [record.attempts for record in quarantined(places)] == [4]
+    prepare(job(archive, retry=True))  # a plan leaves nothing behind
+    assert [record.attempts for record in quarantined(places)] == [4]
+    (archive / "2.npy").write_bytes(good)
+    brought_up(archive)
+    assert not quarantined(places)
+    assert not Ledger.of(Path(places.ledger).read_bytes()).retries
+
+
+def test_a_ledger_reads_back_and_a_damaged_one_knows_nothing():
+    known = Ledger({"a": "1", "b": "2"}, {"b": Retries(3, 1.5)})
+    assert Ledger.of(known.content()) == known
+    other = io.BytesIO()
+    pd.DataFrame({"member": ["a"], "mark": ["1"]}, dtype="str").to_parquet(other)
+    for content in (known.content()[:-9], other.getvalue(), b"", None):
+        assert Ledger.of(content) == Ledger({})
 
 
 def test_members_that_come_to_a_tar(archive, tmp_path):
@@ -182,7 +222,7 @@ def test_many_appends_leave_one_dense_cube(archive, tmp_path):
     assert cube.sizes["sample"] == 15
     assert len(outcome.prepared.places.cube_store.versions()) == 11
     same_as(cube, anew(archive, tmp_path, "fresh"))
-    shards = [file for file in (outcome.prepared.places.cube / "scattering").rglob("*") if file.is_file()]
+    shards = [file for file in Path(outcome.prepared.places.cube, "scattering").rglob("*") if file.is_file()]
     assert len(shards) == 1 + 1  # one shard and the array's document
 
 

@@ -99,13 +99,30 @@ def scan(entry: Entry, data_root: Path) -> Listing:
     if entry.limit is not None and entry.limit < len(member):
         chosen = _spread(columns, entry.limit)
         columns = {name: values[chosen] for name, values in columns.items()}
+    checksum = _checksum(entry, archive, names)
+    return Listing(columns, out, str(archive.root), checksum, tuple(notes + said), archive.marks(names))
+
+
+def identify(entry: Entry, data_root: Path) -> dict[str, Any]:
+    """Return `Listing.checksum` of an entry's archive as it is now; no member is opened for it, only a table of labels.
+
+    Raises
+    ------
+    SourceError
+        The archive is absent, or holds nothing of the kind.
+    """
+    archive = open_archive(locate(entry, data_root))
+    return _checksum(entry, archive, select(entry, archive)[0])
+
+
+def _checksum(entry: Entry, archive: Archive, names: Sequence[str]) -> dict[str, Any]:
     partners = [name for name in sorted(labels.partners(entry, names)) if name in archive]
     checksum = archive.checksum([*names, *partners])
     if entry.labels and entry.labels.table:
         checksum["table"] = labels.table_checksum(entry.labels.table.file, archive)
     if entry.sky and entry.sky.cutouts:
         checksum["table"] = labels.table_checksum(entry.sky.cutouts.table, archive)
-    return Listing(columns, out, str(archive.root), checksum, tuple(notes + said), archive.marks(names))
+    return checksum
 
 
 def read(
