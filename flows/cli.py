@@ -26,6 +26,7 @@ from scattercube.flows.terminal import (
     Common,
     Direct,
     EntryName,
+    OutFile,
     Terminated,
     complain,
     do,
@@ -86,15 +87,15 @@ def plan(entry: EntryName, /, *, options: Common = DEFAULTS, time: bool = True) 
 
 
 @app.command
-def apply(head: Path, cube: Path, /, *, out: Path = Path("predictions.parquet")) -> int:
+def apply(head: str, cube: str, /, *, out: OutFile = Path("predictions.parquet")) -> int:
     """Apply a fitted head to a feature cube that was computed with the same Spec.
 
     Parameters
     ----------
     head
-        The folder of a head: <store>/<entry>/results/<spec>/<head>.
+        The folder of a head, or its URL: <store>/<entry>/results/<spec>/heads/<head>.
     cube
-        The cube: <store>/<entry>/features/<spec>.
+        The cube, or its URL: <store>/<entry>/features/<spec>.
     out
         Where to write one row a sample: identity, and the predicted label with decision values or the predicted number.
         Parquet, or CSV by its ending.
@@ -127,7 +128,7 @@ def catalog(
     data
         Folder of the archives; default $SCATTERCUBE_DATA, else ./data.
     store
-        A folder that was a --store: list the cubes in it instead, and whether their archives are what they were.
+        What was a --store, a folder or URL: list its cubes instead, and whether their archives are what they were.
     as_json
         One JSON array, for programs.
     """
@@ -159,7 +160,7 @@ def doctor(*, store: str = "store", data: str | None = None) -> int:
     Parameters
     ----------
     store
-        The folder that runs would write to.
+        The folder or URL that runs would write to.
     data
         Folder of the archives; default $SCATTERCUBE_DATA, else ./data.
     """

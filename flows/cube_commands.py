@@ -1,14 +1,13 @@
 """The commands of those who have cubes: compare, export, verify, and see what was produced."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from scattercube.flows.terminal import print_json, say, warn
-from scattercube.pipeline.places import local_root
+from scattercube.flows.terminal import OutFile, print_json, say, warn
+from scattercube.pipeline.places import root_address
 from scattercube.pipeline.plan import in_words
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def diff(a: str, b: str, /, *, tolerance: float = 0.0, json: bool = False) -> in
     Parameters
     ----------
     a, b
-        The cubes: <store>/<entry>/features/<spec>.
+        The cubes, by path or URL: <store>/<entry>/features/<spec>.
     tolerance
         Numbers are the same where they differ by no more than this share of the larger one.
     json
@@ -41,13 +40,13 @@ def diff(a: str, b: str, /, *, tolerance: float = 0.0, json: bool = False) -> in
     return 0 if found.same else 1
 
 
-def export(cube: str, out: Path, /) -> int:
+def export(cube: str, out: OutFile, /) -> int:
     """Write a feature cube as a Parquet file: a row a sample, with its columns, its status and its numbers.
 
     Parameters
     ----------
     cube
-        The cube: <store>/<entry>/features/<spec>.
+        The cube, by path or URL: <store>/<entry>/features/<spec>.
     out
         The file; one that is there is replaced. Cubes without space or time get a column a path, others one column of
         tensors, which tools that do not know them read as lists.
@@ -67,7 +66,7 @@ def verify(place: str, /, *, json: bool = False) -> int:
     Parameters
     ----------
     place
-        A cube, a chunk store, or a folder that was a --store: then everything in it.
+        A cube, a chunk store, or what was a --store, by path or URL: then everything in it.
     json
         One JSON object, for programs: the faults of each store.
     """
@@ -93,7 +92,7 @@ def show_produced(store: str, data: str | None, *, as_json: bool) -> None:
     from scattercube.pipeline.catalog import data_root
     from scattercube.pipeline.produced import produced
 
-    found = produced(local_root(store), data_root(data))
+    found = produced(root_address(store), data_root(data))
     if as_json:
         print_json([cube.document() for cube in found])
         return

@@ -1,8 +1,8 @@
 """Checks of the machine: what is here, what is missing, and whether a run can work."""
 
+import math
 import os
 import platform
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from scattercube.flows.summary import prefect_server
 from scattercube.pipeline.catalog import Entry, data_root, list_entries
 from scattercube.pipeline.clusters import machine
 from scattercube.pipeline.errors import ScattercubeError
-from scattercube.pipeline.places import local_root, refuse_unwritable
+from scattercube.pipeline.places import free_nbytes, root_address
 from scattercube.pipeline.plan import in_words
 from scattercube.pipeline.sources import locate
 
@@ -85,8 +85,9 @@ def _kernels() -> Finding:
 
 def _store(store: str) -> Finding:
     try:
-        root = local_root(store)
-        free = shutil.disk_usage(refuse_unwritable(root)).free
+        root = root_address(store)
+        free = free_nbytes(root)
     except ScattercubeError as failure:
         return Finding("store", str(failure), False)
-    return Finding("store", f"{root}, writable, {in_words(free)} free", True)
+    room = f", {in_words(free)} free" if math.isfinite(free) else ""
+    return Finding("store", f"{root}, writable{room}", True)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from scattercube.pipeline.catalog import described_entry
 from scattercube.pipeline.estimate import Estimate
-from scattercube.pipeline.job import Job, Outcome, Prepared
+from scattercube.pipeline.job import PHASES, Job, Outcome, Prepared
 from scattercube.pipeline.plan import Plan, in_words
 from scattercube.pipeline.stage import MARKS
 
@@ -31,14 +31,14 @@ def plan_table(prepared: Prepared, timed: Estimate | None = None) -> Table:
         "archive": listing.uri,
         "samples": f"{plan.signal_shape[0]:,} of {_by(listing.layout.shape)} {listing.layout.dtype}",
         "Spec": f"{prepared.spec.digest}: {parameters}",
-        "chunk store": f"{in_words(plan.signal_nbytes)} in {len(plan.signal_grid.keys)} shards",
+        "chunk store": f"{in_words(plan.signal_nbytes)} in {len(plan.signal_grid.behind(0).keys)} shards",
         "feature cube": f"{_by(plan.feature_shape)}, {in_words(plan.feature_nbytes)} in {_pieces(plan)}",
         "tasks": f"{len(plan.signal_grid.keys):,} to ingest, {len(plan.feature_grid.keys):,} to extract, a shard each",
         "one worker": f"about {in_words(plan.worker_nbytes + (threads - 1) * plan.key_nbytes)} of memory",
         **_device(prepared),
         **_time(timed),
-        "cube": str(prepared.places.cube),
-        "page": str(prepared.places.page),
+        "cube": prepared.places.cube,
+        "page": prepared.places.page,
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -78,7 +78,7 @@ def _by(sizes: Sequence[int]) -> str:
 
 def _pieces(plan: Plan) -> str:
     """Say how a cube is cut: into shards of samples, or of a part of a field, and that into tiles."""
-    n_keys = len(plan.feature_grid.keys)
+    n_keys = len(plan.feature_grid.behind(0).keys)
     per_key = plan.feature_nbytes / n_keys
     if len(plan.feature_grid.dims) == 1:
         return f"{n_keys:,} {'shard' if n_keys == 1 else 'shards'} of {in_words(per_key)}"
@@ -123,6 +123,6 @@ def conclusion(outcome: Outcome) -> Iterator[str]:
         )
     if outcome.fitted is not None:
         yield outcome.fitted.scores["summary"] if outcome.fitted.scores else f"nothing to fit: {outcome.fitted.nothing}"
-    for name, path in (("cube", places.cube), ("page", places.page)):
-        if path.exists():
-            yield f"{name}  {path if not path.is_relative_to(Path.cwd()) else path.relative_to(Path.cwd())}"
+    for name, phase, address in (("cube", "extract", places.cube), ("page", "report", places.page)):
+        if PHASES.index(outcome.until) >= PHASES.index(phase):
+            yield f"{name}  {address.removeprefix(f'{Path.cwd()}/')}"

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import signal
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import Parameter
@@ -29,6 +31,14 @@ ENTRY_HELP = (
     "reader and labels are inferred, shown and saved"
 )
 EntryName = Annotated[str, Parameter(help=ENTRY_HELP)]
+
+
+def _refuse_url(_type: Any, path: Path) -> None:
+    if re.fullmatch("[A-Za-z][A-Za-z0-9+.-]+:", path.parts[0] if path.parts else ""):  # a Path has lost one slash
+        raise ValueError("a URL; give a file on this machine, and copy it there")
+
+
+OutFile = Annotated[Path, Parameter(validator=_refuse_url)]
 
 
 class Terminated(KeyboardInterrupt):

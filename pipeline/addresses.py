@@ -1,4 +1,4 @@
-"""Which URLs name an archive."""
+"""Which URLs name an archive, and which a place for stores."""
 
 import re
 from urllib.parse import unquote
@@ -29,6 +29,14 @@ def check_url(text: str) -> str:
     parts = plain.removeprefix("/").removesuffix("/").split("/")
     if {".", ".."} & set(parts) or ("" in parts and len(parts) > 1) or re.search(r"[\x00-\x1f\x7f]", plain):
         raise ValueError("the path of an address cannot have '.', '..', '//' or control characters")
+    return text
+
+
+def check_place(text: str) -> str:
+    """Return a URL below which stores and their files can lie. Raises ValueError, which repeats nothing secret."""
+    check_url(text)
+    if not text.startswith("http") and re.search("[?#%]", text):
+        raise ValueError("the path of a store cannot have '?', '#' or '%'")
     return text
 
 

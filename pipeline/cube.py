@@ -144,6 +144,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
+def host() -> dict[str, str]:
+    """Return what is said of the machine that a run was started on."""
+    return {
+        "name": platform.node(),
+        "cpu": platform.processor() or platform.machine(),
+        "platform": platform.platform(),
+    }
+
+
 def _provenance(entry: Entry, identity: Mapping[str, Any], what: str) -> dict[str, Any]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {
@@ -153,6 +162,7 @@ def _provenance(entry: Entry, identity: Mapping[str, Any], what: str) -> dict[st
         "entry_digest": entry.digest,
         IDENTITY: json.dumps(identity, sort_keys=True),
         "versions": json.dumps(versions()),
+        "host": json.dumps(host()),
         "created": now,
         "history": f"{now} scattercube {version('scattercube')}: {what}",
         "Conventions": "CF-1.11",

@@ -115,10 +115,10 @@ def estimate(
     stores = ((places.chunk_store, plan.signal_grid), (places.cube_store, plan.feature_grid))
     n_ingest, n_extract = (len(store.missing(grid.keys)) for store, grid in stores)
     plan = replace(plan, signal_grid=plan.signal_grid.behind(0), feature_grid=plan.feature_grid.behind(0))
-    # On the disk of the store, which may not be there yet.
+    # On the disk of the store, which may not be there yet; beside an object store, where the system has such things.
     scratch = Path(tempfile.mkdtemp(prefix=".calibration-", dir=refuse_unwritable(places.root)))
     try:
-        there = Places(scratch, places.entry_name, places.spec_digest)
+        there = Places(str(scratch), places.entry_name, places.spec_digest)
         reading = ingest.stage(there, entry, data_root, listing, plan)
         scattering = extract.stage(there, entry, spec, plan, device, reading)
         costs = _timed(reading, scattering, plan, seconds)

@@ -1,7 +1,6 @@
 """Third stage: fit heads to a feature cube, and score them beside statistics of the signals and beside chance."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,13 +23,13 @@ from scattercube.pipeline.features import (
     statistics_name,
     thin,
 )
-from scattercube.pipeline.fitted import FittedHead, check_layout, load_head
+from scattercube.pipeline.fitted import FittedHead, check_layout, is_whole, load_head
 from scattercube.pipeline.heads import HEADS, Trained, train
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.protocol import Protocol, choose_protocol
 from scattercube.pipeline.scoring import Task
 from scattercube.pipeline.spec import digest
-from scattercube.pipeline.stores.files import replace_file
+from scattercube.pipeline.stores.files import files_at, read_file, replace_file
 from scattercube.pipeline.stores.opening import open_cube
 
 if TYPE_CHECKING:
@@ -51,11 +50,14 @@ class FitResult:
         False where the heads of the same inputs were there already, and no work was done.
     scores
         The content of ``scores.json``; None where there is nothing to fit.
+    inputs
+        Digest of the cube's content and of the options: what names the scores.
     nothing
         Why there is nothing to fit; empty where there is.
     """
 
     fresh: bool
+    inputs: str
     scores: dict[str, Any] | None
     nothing: str = ""
 
@@ -77,24 +79,21 @@ def fit(places: Places, options: "FitOptions", input_digest: str) -> FitResult:
     if unknown:
         raise PlanError(f"fit.heads: unknown head {unknown[0]!r}; known heads: {', '.join(HEADS)}")
     inputs = digest([FORMAT, input_digest, list(options.heads), options.folds, options.seed])
-    target = places.fit / "scores.json"
-    held = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-    whole = all((_head(places, name) / "head.json").exists() for name in held.get("heads", ()))
-    if whole and held.get("input_digest") == inputs:
+    held = json.loads(read_file(places.scores) or b"{}")
+    if held.get("input_digest") == inputs and all(is_whole(_head(places, name)) for name in held.get("heads", ())):
         return _result(held, fresh=False)
     document: dict[str, Any] = {"format": FORMAT, "input_digest": inputs}
-    shutil.rmtree(places.fit / "heads", ignore_errors=True)
-    places.fit.mkdir(parents=True, exist_ok=True)
+    files_at(places.heads).clear()
     cube = open_cube(places.cube)
     protocol = choose_protocol(cube, options)
     document |= {"nothing": protocol} if isinstance(protocol, str) else _fit(places, cube, protocol, options)
     text = json.dumps(document, indent=1, ensure_ascii=False)
-    replace_file(target, text.encode())
+    replace_file(places.scores, text.encode())
     return _result(json.loads(text), fresh=True)
 
 
-def apply(head_folder: Path, cube_path: Path) -> "xr.Dataset":
-    """Classify every sample of a cube with a saved head, or predict its number.
+def apply(head_folder: str | Path, cube_place: str | Path) -> "xr.Dataset":
+    """Classify every sample of a cube with a saved head, or predict its number; both by their path or URL.
 
     Returns
     -------
@@ -111,8 +110,8 @@ def apply(head_folder: Path, cube_path: Path) -> "xr.Dataset":
     """
     import xarray as xr
 
-    head, cube = load_head(head_folder), open_cube(cube_path)
-    check_layout(head, cube, str(cube_path))
+    head, cube = load_head(head_folder), open_cube(cube_place)
+    check_layout(head, cube, str(cube_place))
     features = cube["scattering"]
     coords = {name: coord for name, coord in cube.coords.items() if coord.dims == ("sample",)}
     attrs = {"title": cube.attrs.get("title", ""), "head": json.dumps(dict(head.origin), ensure_ascii=False)}
@@ -136,11 +135,11 @@ def apply(head_folder: Path, cube_path: Path) -> "xr.Dataset":
 
 def _result(document: dict[str, Any], *, fresh: bool) -> FitResult:
     nothing = document.get("nothing", "")
-    return FitResult(fresh, None if nothing else document, nothing)
+    return FitResult(fresh, document["input_digest"], None if nothing else document, nothing)
 
 
-def _head(places: Places, name: str) -> Path:
-    return places.fit / "heads" / name
+def _head(places: Places, name: str) -> str:
+    return f"{places.heads}/{name}"
 
 
 def _fit(places: Places, cube: "xr.Dataset", protocol: Protocol, options: "FitOptions") -> dict[str, Any]:

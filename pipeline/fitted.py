@@ -1,5 +1,6 @@
 """Heads after the fit: saved as arrays and JSON, loaded without executing anything, applied by plain NumPy."""
 
+import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -12,11 +13,13 @@ import numpy as np
 from scattercube.pipeline.errors import PlanError, StoreError
 from scattercube.pipeline.features import Layout, Scaling, row_blocks
 from scattercube.pipeline.heads import Solution, classify, estimate, scores
+from scattercube.pipeline.stores.files import files_at
 
 if TYPE_CHECKING:
     import xarray as xr
 
 FORMAT = 1
+NUMBERS, DOCUMENT = "head.npz", "head.json"
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,12 @@ class FittedHead:
         for rows in row_blocks(flat):
             yield rows, self.scaling.apply(flat[rows].astype(np.float32, copy=True))
 
-    def save(self, folder: Path) -> None:
-        """Write ``head.npz`` (numbers) and then ``head.json`` (everything else) into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, folder: str) -> None:
+        """Write ``head.npz`` (numbers) and then ``head.json`` (everything else) into a folder, by its path or URL."""
         arrays = {name: getattr(self.solution, name) for name in ("coefficients", "intercepts")}
         arrays |= {part.name: getattr(self.scaling, part.name) for part in fields(self.scaling)}
-        np.savez(folder / "head.npz", allow_pickle=False, **arrays)
+        numbers = io.BytesIO()
+        np.savez(numbers, allow_pickle=False, **arrays)
         document = {
             "format": FORMAT,
             "name": self.name,
@@ -93,20 +96,32 @@ class FittedHead:
             "origin": dict(self.origin),
             "layout": asdict(self.layout),
         }
-        (folder / "head.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+        files = files_at(folder)
+        files.write(NUMBERS, numbers.getvalue())
+        files.write(DOCUMENT, json.dumps(document, indent=1, ensure_ascii=False).encode())
 
 
-def load_head(folder: Path) -> FittedHead:
-    """Read a head that ``FittedHead.save`` wrote. Nothing in the files is executed.
+def is_whole(folder: str) -> bool:
+    """Whether a head was saved in a folder, by its path or URL, and not only a part of it."""
+    files = files_at(folder)
+    return all(files.size(name) is not None for name in (NUMBERS, DOCUMENT))
+
+
+def load_head(folder: str | Path) -> FittedHead:
+    """Read a head that ``FittedHead.save`` wrote, by its path or URL. Nothing in the files is executed.
 
     Raises
     ------
     StoreError
         A file is missing, damaged, holds Python objects, or the arrays do not fit each other.
     """
+    files = files_at(str(folder))
+    text, numbers = (files.read(name) for name in (DOCUMENT, NUMBERS))
     try:
-        document = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-        with (folder / "head.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        if text is None or numbers is None:
+            raise ValueError(f"{NUMBERS if text else DOCUMENT} is absent")
+        document = json.loads(text)
+        with np.load(io.BytesIO(numbers), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
@@ -121,7 +136,7 @@ def load_head(folder: Path) -> FittedHead:
             raise ValueError(f"coefficients {solution.coefficients.shape}, expected {expected}")
         if any(getattr(head.scaling, part.name).shape != expected[1:] for part in fields(head.scaling)):
             raise ValueError(f"the standardisation is not of {expected[1]} features")
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as failure:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as failure:
         raise StoreError(f"{folder}: no usable head there: {failure}; run `scattercube fit` to make one") from failure
     return head
 

@@ -5,7 +5,6 @@ a Prefect flow calls each as a task. Both write the same bytes.
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,14 +23,14 @@ from scattercube.pipeline.catalog import data_root as find_data_root
 from scattercube.pipeline.clusters import Cluster, load_cluster, starting
 from scattercube.pipeline.errors import QuarantineError, SpecError
 from scattercube.pipeline.estimate import Estimate, estimate
-from scattercube.pipeline.growth import cube_growth, growth, held_grid, ledger, marks_in
+from scattercube.pipeline.growth import Ledger, cube_growth, growth, held_grid
 from scattercube.pipeline.keys import Grid
-from scattercube.pipeline.places import Places, local_root
+from scattercube.pipeline.places import Places, root_address
 from scattercube.pipeline.plan import Plan, plan, ranges, refuse_what_cannot_fit
 from scattercube.pipeline.sources import Listing, load_entry, scan
 from scattercube.pipeline.spec import Model, Spec, load_spec
 from scattercube.pipeline.stage import Observer, Silence, Stage, StepEvent
-from scattercube.pipeline.stores.files import replace_file
+from scattercube.pipeline.stores.files import read_file, replace_file
 from scattercube.pipeline.stores.lease import Lease
 from scattercube.pipeline.stores.opening import Backend
 from scattercube.pipeline.stores.protocol import LIVE, QUARANTINED, Store
@@ -48,7 +47,9 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 class Options(Model, strict=False):
     """How a job runs. Plain values, so that a schedule, a command line and a notebook say the same thing."""
 
-    store: Annotated[str, Field(description="folder under which everything is written")] = "store"
+    store: Annotated[
+        str, Field(description="folder, or s3://, gs:// or az:// URL, under which everything is written")
+    ] = "store"
     data: Annotated[str | None, Field(description="folder of the archives; default $SCATTERCUBE_DATA, else ./data")] = (
         None
     )
@@ -86,6 +87,8 @@ class Prepared:
         All rows: those that are published, and behind them what is new in the archive.
     marks
         What becomes of published rows, in the chunk store and in the cube.
+    ledger
+        What is to be remembered of the archive's members.
     """
 
     entry: Entry
@@ -96,6 +99,7 @@ class Prepared:
     listing: Listing
     plan: Plan
     marks: tuple[Mapping[int, int], Mapping[int, int]]
+    ledger: Ledger
     seconds: float
 
 
@@ -105,6 +109,8 @@ class Outcome:
 
     Attributes
     ----------
+    until
+        The last phase that was brought up to date.
     n_samples, n_bad
         The samples that the archive has now, as far as the stores know it, and those of them that are quarantined.
     phases
@@ -114,6 +120,7 @@ class Outcome:
     """
 
     prepared: Prepared
+    until: Phase
     n_samples: int = 0
     n_bad: int = 0
     phases: list[dict[str, Any]] = field(default_factory=list)
@@ -145,7 +152,7 @@ def prepare(job: Job) -> Prepared:
     EntryError, SpecError, SourceError, PlanError, StoreError
         Whatever would have stopped the run later.
     """
-    begin, root, data_root = time.perf_counter(), local_root(job.store), find_data_root(job.data)
+    begin, root, data_root = time.perf_counter(), root_address(job.store), find_data_root(job.data)
     entry = load_entry(job.entry, data_root)
     if job.limit is not None:
         entry = entry.prune(job.limit)
@@ -156,7 +163,7 @@ def prepare(job: Job) -> Prepared:
     clusters.refuse_without_device(cluster)
     places = Places(root, entry.name, spec.digest, job.backend)
     chunks, cube = places.chunk_store, places.cube_store
-    known = marks_in(places.ledger.read_bytes() if places.ledger.exists() else None)
+    known = Ledger.of(read_file(places.ledger))
     found = growth(chunks, scan(entry, data_root), known, entry, data_root, retry=job.retry)
     first, marks = cube_growth(chunks, found, cube)
     n_samples = len(found.listing.columns["sample_id"])
@@ -166,7 +173,8 @@ def prepare(job: Job) -> Prepared:
     threads = 1 if job.serial else cluster.threads
     refuse_what_cannot_fit(planned, root, _missing_nbytes(chunks, cube, planned), memory, threads)
     spent = time.perf_counter() - begin
-    return Prepared(entry, spec, cluster, data_root, places, found.listing, planned, (found.marks, marks), spent)
+    became = (found.marks, marks)
+    return Prepared(entry, spec, cluster, data_root, places, found.listing, planned, became, found.ledger, spent)
 
 
 def _grid_of(store: Store, n_samples: int, first: int) -> Grid | None:
@@ -213,7 +221,9 @@ def run(
     watch = observer or Silence()
     started = datetime.now(UTC)
     prepared = prepared or call("plan", prepare, job)
-    outcome = Outcome(prepared, phases=[{"name": "plan", "wall_s": prepared.seconds, "n_keys": 0, "n_done": 0}])
+    outcome = Outcome(
+        prepared, job.until, phases=[{"name": "plan", "wall_s": prepared.seconds, "n_keys": 0, "n_done": 0}]
+    )
     places, reached = prepared.places, PHASES.index(job.until)
     with ExitStack() as held:
         # No cluster starts when nothing is missing; where something is, while stores are made.
@@ -242,9 +252,9 @@ def run(
             for stage in begun:
                 if missing[stage.name] or not stage.store.published:
                     confirm(stage.name)
-                    stage.finish()
+                    stage.finish(work.seconds.get(stage.name, 0.0))
             if stages[0].name == "ingest":
-                _keep(places.ledger, ledger(prepared.listing.marks))
+                _keep(places.ledger, prepared.ledger.content())
             wall = time.perf_counter() - begin
             for stage in stages:
                 seconds = wall * work.share(stage.name, stages)
@@ -253,7 +263,8 @@ def run(
         begin = time.perf_counter()
         outcome.fitted = call("fit", fit.fit, places, prepared.entry.fit, places.cube_store.content_digest())
         outcome.phases.append(_phase("fit", time.perf_counter() - begin, 1, int(outcome.fitted.fresh)))
-    if reached >= PHASES.index("report") and (not outcome.nothing_new or _older(places.page, places.scores)):
+    fitted = outcome.fitted
+    if job.until == "report" and fitted and not (outcome.nothing_new and report.shows(places, fitted.inputs)):
         begin = time.perf_counter()
         record = _record(job, outcome, started)
         replace_file(places.run_file, record.encode())
@@ -281,15 +292,10 @@ def _confirm(leases: Mapping[str, Lease], stage: str) -> None:
     leases[stage].confirm()
 
 
-def _keep(file: Path, content: bytes) -> None:
+def _keep(address: str, content: bytes) -> None:
     """Write a file beside the stores; left alone where it stands already."""
-    if not file.exists() or file.read_bytes() != content:
-        replace_file(file, content)
-
-
-def _older(page: Path, scores: Path) -> bool:
-    """Whether a page is absent, or from before the scores that it should show."""
-    return not page.exists() or page.stat().st_mtime_ns < scores.stat().st_mtime_ns
+    if read_file(address) != content:
+        replace_file(address, content)
 
 
 @dataclass
@@ -333,7 +339,7 @@ def _phase(name: str, seconds: float, n_keys: int, n_done: int) -> dict[str, Any
 
 def _record(job: Job, outcome: Outcome, started: datetime) -> str:
     """Write down what ran, for the report and for whoever wonders years later."""
-    from scattercube.pipeline.cube import versions
+    from scattercube.pipeline.cube import host, versions
 
     prepared, (cores, memory_nbytes) = outcome.prepared, clusters.machine()
     phases = [phase | {"n_skipped": phase["n_keys"] - phase["n_done"]} for phase in outcome.phases]
@@ -344,12 +350,7 @@ def _record(job: Job, outcome: Outcome, started: datetime) -> str:
             "started": started.isoformat(timespec="seconds"),
             "job": job.model_dump(mode="json"),
             "phases": phases,
-            "host": {
-                "cpu": platform.processor() or platform.machine(),
-                "cores": cores,
-                "memory_nbytes": memory_nbytes,
-                "platform": platform.platform(),
-            },
+            "host": host() | {"cores": cores, "memory_nbytes": memory_nbytes},
             "driver_peak_nbytes": execute.peak_nbytes(),
             "versions": versions(),
             "cluster": "serial" if job.serial else prepared.cluster.model_dump_json(exclude_none=True),

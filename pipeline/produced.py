@@ -12,8 +12,9 @@ import numpy as np
 from scattercube.pipeline.addresses import URL
 from scattercube.pipeline.catalog import Entry
 from scattercube.pipeline.errors import EntryError, ScattercubeError, SourceError, StoreError
+from scattercube.pipeline.places import address
 from scattercube.pipeline.reading import arrays_of, column, document, feature_cube
-from scattercube.pipeline.sources import locate, scan
+from scattercube.pipeline.sources import identify, locate
 from scattercube.pipeline.spec import parse
 from scattercube.pipeline.stores.files import files_at
 from scattercube.pipeline.stores.opening import store_at
@@ -43,7 +44,7 @@ class Produced:
     samples
         How many there are of each status.
     nbytes
-        On disk.
+        As stored.
     created
         When the last version was, ISO 8601.
     freshness
@@ -77,7 +78,7 @@ class Produced:
         return asdict(self)
 
 
-def produced(root: Path, data_root: Path) -> list[Produced]:
+def produced(root: str, data_root: Path) -> list[Produced]:
     """Return what is under a root of stores, by entry and Spec; cubes that are unfinished or damaged say so.
 
     To know whether they are fresh, archives under ``data_root`` are listed, as a run would; those behind URLs are not.
@@ -85,12 +86,12 @@ def produced(root: Path, data_root: Path) -> list[Produced]:
     Raises
     ------
     StoreError
-        There is no such folder.
+        There is nothing.
     """
-    if not root.is_dir():
+    if not (entries := files_at(root).folders()):
         raise StoreError(f"{root}: no store there; `scattercube run ENTRY --store {root}` makes one")
     now = cache(lambda text: _archive_now(text, data_root))
-    return [_described(path, now) for path in _cubes(root)]
+    return [_described(place, now) for entry in entries for place in _cubes(f"{root}/{entry}")]
 
 
 def stores_at(place: str) -> list[str]:
@@ -101,15 +102,11 @@ def stores_at(place: str) -> list[str]:
     StoreError
         There is none.
     """
-    if URL.match(place) or _is_store(place):
-        return [place]
-    folder = Path(place).expanduser().absolute()
-    found = sorted(
-        str(path)
-        for pattern in ("chunks", "features/*", "*/chunks", "*/features/*")
-        for path in folder.glob(pattern)
-        if path.is_dir() and not path.name.endswith(_BESIDE) and _is_store(str(path))
-    )
+    at = address(place)
+    if _is_store(at):
+        return [at]
+    entries = [at, *(f"{at}/{name}" for name in files_at(at).folders())]
+    found = [store for entry in entries for store in (f"{entry}/chunks", *_cubes(entry)) if _is_store(store)]
     if not found:
         raise StoreError(f"{place}: no store there; give a cube, a chunk store, or a folder that was a --store")
     return found
@@ -141,23 +138,29 @@ def _is_store(place: str) -> bool:
     return files.size(ROOT_DOCUMENT) is not None or next(iter(files.names("snapshots/")), None) is not None
 
 
-def _cubes(root: Path) -> Iterator[Path]:
-    for path in sorted(root.glob("*/features/*")):
-        if path.is_dir() and not path.name.endswith(_BESIDE):
-            yield path
+def how_to_open(place: str) -> str:
+    """Return the expression of Python that opens a cube: xarray alone reads what is plain Zarr on a disk."""
+    plain = files_at(place).size(ROOT_DOCUMENT) is not None and not URL.match(place)
+    name = json.dumps(place, ensure_ascii=False)
+    return f"xarray.open_zarr({name}, chunks=None)" if plain else f"scattercube.open_cube({name})"
 
 
-def _described(path: Path, archive_now: Any) -> Produced:
-    entry, spec_digest, nbytes = path.parents[1].name, path.name, _nbytes(path)
+def _cubes(entry: str) -> Iterator[str]:
+    for name in files_at(entry).folders("features"):
+        if not name.endswith(_BESIDE):
+            yield f"{entry}/features/{name}"
+
+
+def _described(place: str, archive_now: Any) -> Produced:
+    (entry, _, spec_digest), nbytes = place.split("/")[-3:], files_at(place).nbytes()
     try:
-        cube = feature_cube(path)
-        versions = store_there(str(path)).versions()
+        cube = feature_cube(place)
+        versions = store_there(place).versions()
         counts = np.bincount(column(cube, "status"), minlength=len(STATUS)).tolist()
     except ScattercubeError as failure:
-        return Produced(str(path), entry, spec_digest, nbytes=nbytes, problem=str(failure))
-    plain = (path / ROOT_DOCUMENT).exists()
+        return Produced(place, entry, spec_digest, nbytes=nbytes, problem=str(failure))
     return Produced(
-        path=str(path),
+        path=place,
         entry=entry,
         spec_digest=spec_digest,
         title=cube.attrs.get("title", ""),
@@ -170,7 +173,7 @@ def _described(path: Path, archive_now: Any) -> Produced:
         dims={str(dim): size for dim, size in cube["scattering"].sizes.items()},
         dtype=str(cube["scattering"].dtype),
         arrays=(*arrays_of(cube), "status"),
-        how_to_open=f'xarray.open_zarr("{path}", chunks=None)' if plain else f'scattercube.open_cube("{path}")',
+        how_to_open=how_to_open(place),
     )
 
 
@@ -182,10 +185,6 @@ def in_a_few_words(spec: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")) if isinstance(value, list) else str(value)
-
-
-def _nbytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _archive_now(entry_text: str, data_root: Path) -> Freshness | dict[str, Any]:
@@ -203,7 +202,7 @@ def _archive_now(entry_text: str, data_root: Path) -> Freshness | dict[str, Any]
     except SourceError:
         return "archive absent"
     try:
-        return dict(scan(entry, data_root).checksum)
+        return identify(entry, data_root)
     except ScattercubeError:  # it holds nothing any more that the entry describes
         return "archive changed"
 

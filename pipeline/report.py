@@ -14,8 +14,9 @@ from scattercube.pipeline.exhibits import exhibit_of
 from scattercube.pipeline.exhibits.view import CURVE_SAMPLES, View
 from scattercube.pipeline.places import Places
 from scattercube.pipeline.plan import in_words
+from scattercube.pipeline.produced import how_to_open
 from scattercube.pipeline.quarantine import Quarantined, quarantined
-from scattercube.pipeline.stores.files import replace_file
+from scattercube.pipeline.stores.files import files_at, read_file, replace_file
 from scattercube.pipeline.stores.opening import open_cube
 from scattercube.pipeline.stores.protocol import ABSENT, OK, PARTIAL, QUARANTINED, REMOVED, SUPERSEDED
 
@@ -27,8 +28,8 @@ BAD_ROWS, CONFUSED_PAIRS = 20, 20
 UNITS = {"pixel": "px", "voxel": "voxels", "sample": "samples"}
 
 
-def report(places: Places) -> Path:
-    """Write the page and return its path.
+def report(places: Places) -> str:
+    """Write the page and return its address.
 
     Every section stands alone: without labels, without a fit, without a first order or without a usable sample, those
     that have nothing to show say why.
@@ -42,7 +43,7 @@ def report(places: Places) -> Path:
 
     cube, chunks = open_cube(places.cube), open_cube(places.chunks)
     journals = {"ingest": places.chunk_store.events(), "extract": places.cube_store.events()}
-    run, fitted = _json(places.run_file), _json(places.fit / "scores.json")
+    run, fitted = _json(places.run_file), _json(places.scores)
     scores = fitted if "heads" in fitted else None
     view = View(cube, chunks, np.flatnonzero(np.isin(cube["status"].values, (OK, PARTIAL))))
     shown = exhibit_of(view)
@@ -77,25 +78,36 @@ def report(places: Places) -> Path:
         versions=json.loads(cube.attrs.get("versions", "{}")),
         checksums=json.dumps(json.loads(cube.attrs.get("input_checksums", "{}")), indent=1, ensure_ascii=False),
         matrix_classes=MATRIX_CLASSES,
+        how_to_open=how_to_open(places.cube),
     )
-    places.page.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(places.page, html.encode())
+    replace_file(places.page, html.encode() + _shown(fitted.get("input_digest", "")))
     return places.page
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+def shows(places: Places, inputs: str) -> bool:
+    """Whether there is a page that shows the scores of these inputs: a run may have ended between the two."""
+    folder, _, name = places.page.rpartition("/")
+    last = _shown(inputs)
+    return files_at(folder).read_end(name, len(last)) == last
+
+
+def _shown(inputs: str) -> bytes:
+    """The last line of a page: what the scores that it shows were fitted to."""
+    return f"<!-- scores of {inputs} -->\n".encode()
+
+
+def _json(address: str) -> dict[str, Any]:
+    return dict(json.loads(read_file(address) or b"{}"))
 
 
 def _counts(cube: "xr.Dataset", places: Places) -> dict[str, int]:
     status = cube["status"].values
     states = {"ok": OK, "partial": PARTIAL, "quarantined": QUARANTINED, "absent": ABSENT}
     states |= {"superseded": SUPERSEDED, "removed": REMOVED}
-    stored = sum(file.stat().st_size for file in places.cube.rglob("*") if file.is_file())
     return {name: int(np.sum(status == code)) for name, code in states.items()} | {
         "samples": len(status),
         "nbytes": sum(int(variable.nbytes) for name, variable in cube.data_vars.items() if name != "status"),
-        "stored_nbytes": stored,
+        "stored_nbytes": files_at(places.cube).nbytes(),
     }
 
 

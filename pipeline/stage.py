@@ -1,6 +1,7 @@
 """What every stage of the pipeline is: a store, its keys, and a step for each; and what is said of it as it runs."""
 
 import json
+import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -123,15 +124,21 @@ class Stage:
         if self.marks:
             self.store.mark(self.marks)
 
-    def finish(self) -> None:
-        """Publish the version."""
+    def finish(self, seconds: float) -> None:
+        """Publish the version, with a note of what it was made of, and where.
+
+        Parameters
+        ----------
+        seconds
+            What its keys took, those of this run, all processes together.
+        """
         grid = self.keys.grid
         if len(grid.dims) > 1:
             self.store.settle(grid.sizes[0])
         codes = list(self.marks.values())
         said = [f"{grid.sizes[0] - grid.first} samples"]
         said += [f"{codes.count(code)} {word}" for code, word in MARKS.items() if code in codes]
-        self.store.publish(", ".join(said))
+        self.store.publish(f"{', '.join(said)}; {seconds:.3g} s of work, on {platform.node()}")
 
 
 class Observer(Protocol):

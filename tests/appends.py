@@ -51,7 +51,7 @@ def add(archive: Path, number: int, rng: np.random.Generator) -> None:
 
 def brought_up(archive: Path, root: Path, backend: str) -> Path:
     job = Job(entry=str(archive), store=str(root), until="extract", serial=True, backend=backend, set=("J=2", "L=4"))
-    return run(job).prepared.places.cube
+    return Path(run(job).prepared.places.cube)
 
 
 def same(grown: xr.Dataset, fresh: xr.Dataset) -> None:

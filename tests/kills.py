@@ -120,7 +120,7 @@ def load(store: Path) -> xr.Dataset:
     if VERSIONS in attributes:
         versions = attributes[VERSIONS]
         versions = json.loads(versions) if isinstance(versions, str) else versions
-        attributes[VERSIONS] = [{**version, "created": ""} for version in versions]
+        attributes[VERSIONS] = [{**version, "created": "", "note": ""} for version in versions]
     return found.drop_attrs(deep=False).assign_attrs(attributes)
 
 

@@ -80,7 +80,7 @@ def make_run(
     Of samples that are partial the first output along the last axis is missing, and so are the values around it. With
     ``tiles``, lengths by dim, the stores are cut like those of a field.
     """
-    places, n_axes = Places(root, name, spec.digest), len(spec.signal_dims)
+    places, n_axes = Places(str(root), name, spec.digest), len(spec.signal_dims)
     n, lead, shape = len(signal), signal.shape[1:-n_axes], signal.shape[-n_axes:]
     status = np.zeros(n, np.uint8) if status is None else np.asarray(status, np.uint8)
     transform = build(spec, shape, rate)
@@ -187,7 +187,9 @@ def rewrite(dataset: xr.Dataset, store: Store, stage: str) -> None:
 
 
 def contents(store: Store) -> dict[str, bytes]:
-    """Return what every file of a local store holds, without the times at which it was made."""
+    """Return what every file of a local store holds, without when it was made and how long it took."""
     folder = Path(store.url)
     found = {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {name: re.sub(rb"2\d{3}-\d\d-\d\dT[\d:+]+", b"", content) for name, content in found.items()}
+    return {
+        name: re.sub(rb"2\d{3}-\d\d-\d\dT[\d:+]+|[\d.e-]+ s of work", b"", content) for name, content in found.items()
+    }

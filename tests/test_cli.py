@@ -58,6 +58,9 @@ def test_phases_build_on_each_other_and_repeat_nothing(capsys, archive, tmp_path
     code, said = call(capsys, "run", archive, *options)
     assert code == 0
     assert "nothing new: photos is up to date" in said
+    code, said = call(capsys, "plan", archive, "--store", tmp_path / "store")
+    assert code == 0
+    assert "none: every shard is there" in said
 
 
 def test_a_saved_entry_runs_like_the_bare_archive(capsys, archive, tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ KINDS: dict[str, Spec] = {
 
 
 def page_of(places) -> Page:
-    page = Page(report(places).read_text(encoding="utf-8"))
+    page = Page(Path(report(places)).read_text(encoding="utf-8"))
     check_self_contained(page)
     return page
 

@@ -221,7 +221,7 @@ def test_extraction_through_a_device_writes_the_same_bytes(ingested, monkeypatch
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(device, "_CONVEYORS", {})
     for where in ("cpu", "cuda"):
-        cube = store_at(str(ingested.places.root / where))
+        cube = store_at(f"{ingested.places.root}/{where}")
         places = SimpleNamespace(chunk_store=ingested.places.chunk_store, cube_store=cube)
         stage = extract.stage(places, ingested.entry, ingested.spec, ingested.plan, where, reading(ingested))
         stage.begin()

@@ -168,7 +168,7 @@ def head() -> FittedHead:
 
 
 def test_a_saved_head_predicts_as_before(head, tmp_path):
-    head.save(tmp_path)
+    head.save(str(tmp_path))
     loaded = load_head(tmp_path)
     raw = np.random.default_rng(4).lognormal(size=(7, 3, 2, 2)).astype(np.float32)
     before, after = head.predict(raw), loaded.predict(raw)
@@ -204,7 +204,7 @@ class Malice:
 
 
 def test_pickles_are_never_loaded(head, tmp_path):
-    head.save(tmp_path)
+    head.save(str(tmp_path))
     with np.load(tmp_path / "head.npz") as file:
         arrays = dict(file)
     trace = tmp_path / "trace"
@@ -241,7 +241,7 @@ def broken(folder, name):
     ["no npz", "cut npz", "not json", "other format", "no layout", "fewer coefficients", "short mean"],
 )
 def test_a_damaged_head_is_refused_by_its_folder(head, tmp_path, name):
-    head.save(tmp_path)
+    head.save(str(tmp_path))
     broken(tmp_path, name)
     with pytest.raises(StoreError, match=f"{tmp_path}: no usable head there"):
         load_head(tmp_path)

@@ -53,7 +53,7 @@ def test_every_command_explains_itself(capsys, command):
 
 
 def test_what_was_produced(made):
-    cubes = produced(made / "store", made)
+    cubes = produced(str(made / "store"), made)
     assert [cube.entry for cube in cubes] == ["photos", "photos"]
     assert {cube.spec.split()[1] for cube in cubes} == {"J=1", "J=2"}
     for cube in cubes:
@@ -74,22 +74,22 @@ def test_an_archive_that_changed_or_went_away(made, tmp_path):
     shutil.copytree(made / "photos", archive)
     store = tmp_path / "store"
     run(Job(entry=str(archive), until="extract", store=str(store), serial=True, set=("J=1",)))
-    assert produced(store, tmp_path)[0].freshness == "fresh"
+    assert produced(str(store), tmp_path)[0].freshness == "fresh"
     first = next(file for file in sorted(archive.rglob("*.png")))
     first.write_bytes(first.read_bytes() + b"\n")
-    assert produced(store, tmp_path)[0].freshness == "archive changed"
+    assert produced(str(store), tmp_path)[0].freshness == "archive changed"
     for file in archive.rglob("*.png"):
         file.unlink()
-    assert produced(store, tmp_path)[0].freshness == "archive changed"
+    assert produced(str(store), tmp_path)[0].freshness == "archive changed"
     shutil.rmtree(archive)
-    assert produced(store, tmp_path)[0].freshness == "archive absent"
+    assert produced(str(store), tmp_path)[0].freshness == "archive absent"
 
 
 def test_what_is_damaged_or_unfinished_says_so(made, copy):
     one, other = sorted(path for path in (copy / "photos" / "features").iterdir() if not path.suffix)
     (one / "zarr.json").unlink()
     (other / "zarr.json").write_text("{")
-    cubes = produced(copy, made)
+    cubes = produced(str(copy), made)
     assert [bool(cube.problem) for cube in cubes] == [True, True]
     assert cubes[0].path in cubes[0].problem
 
@@ -98,7 +98,7 @@ def test_an_archive_behind_a_url_is_not_asked(tmp_path):
     entry = "name: far\ntitle: Far\nlicence: CC0-1.0\nreader: images\nlocation: s3://bucket/photos\n"
     make_cube(tmp_path / "far" / "features" / "0123456789ab", entry=entry)
     make_cube(tmp_path / "odd" / "features" / "0123456789ab", entry="no entry")
-    assert [cube.freshness for cube in produced(tmp_path, tmp_path)] == ["archive elsewhere, not asked", "unknown"]
+    assert [cube.freshness for cube in produced(str(tmp_path), tmp_path)] == ["archive elsewhere, not asked", "unknown"]
 
 
 def test_a_spec_in_a_few_words():
@@ -138,7 +138,7 @@ def test_other_back_ends_are_read_alike(tmp_path):
     pytest.importorskip("icechunk")
     path = make_cube(tmp_path / "small" / "features" / "0123456789ab", backend="icechunk")
     plain = make_cube(tmp_path / "plain", backend="zarr")
-    (cube,) = produced(tmp_path, tmp_path)
+    (cube,) = produced(str(tmp_path), tmp_path)
     assert cube.samples == {"ok": 20}
     assert len(cube.versions) == 1
     opened = eval(cube.how_to_open, {"scattercube": scattercube})
@@ -157,7 +157,7 @@ def test_stores_are_found_at_every_level(made, tmp_path):
     with pytest.raises(StoreError, match="no store there"):
         stores_at(str(tmp_path))
     with pytest.raises(StoreError, match="no store there"):
-        produced(tmp_path / "none", tmp_path)
+        produced(str(tmp_path / "none"), tmp_path)
 
 
 def test_the_catalogue_of_a_store(capsys, made):
@@ -192,7 +192,7 @@ def test_diff_says_what_differs_and_returns_a_code(capsys, tmp_path, made):
     code, _, err = call(capsys, "diff", one, tmp_path / "none")
     assert code == 5
     assert len(err.strip().splitlines()) >= 1
-    two = [cube.path for cube in produced(made / "store", made)]
+    two = [cube.path for cube in produced(str(made / "store"), made)]
     code, out, _ = call(capsys, "diff", *two)
     assert code == 1
     assert "spec.J" in out
@@ -200,7 +200,7 @@ def test_diff_says_what_differs_and_returns_a_code(capsys, tmp_path, made):
 
 
 def test_export_from_the_command_line(capsys, made, tmp_path):
-    cube = produced(made / "store", made)[0].path
+    cube = produced(str(made / "store"), made)[0].path
     code, out, _ = call(capsys, "export", cube, tmp_path / "cube.parquet")
     assert code == 0
     assert "25 rows" in out

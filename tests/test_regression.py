@@ -1,6 +1,7 @@
 """Heads that predict a number: the fit beside scikit-learn's, the protocol, the scores, the page, and predictions."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_scattering_predicts_what_pixel_statistics_cannot(run):
     assert mean["mae"] > 50
     assert f"{ridge['mae']:.3g}" in scores["summary"]
     assert "kJ/mol" in scores["summary"]
-    assert json.loads((run.fit / "scores.json").read_text()) == scores
+    assert json.loads(Path(run.scores).read_text()) == scores
     assert np.shape(ridge["pairs"]) == (2, 119)
     assert np.abs(np.subtract(*ridge["pairs"])).mean() == pytest.approx(ridge["mae"], rel=1e-3)
 
@@ -124,7 +125,7 @@ def test_the_saved_head_is_what_scikit_learn_makes_of_the_same_features_without_
     scaler = StandardScaler().fit(X[training])
     model = Ridge(alpha=scores["values"][0]).fit(scaler.transform(X[training]), cube.target.values[training])
     expected = model.predict(scaler.transform(X[testing]))
-    head = load_head(run.fit / "heads" / "ridge")
+    head = load_head(f"{run.heads}/ridge")
     assert head.regresses
     assert head.unit == "kJ/mol"
     np.testing.assert_allclose(head.estimate(cube.scattering.values[testing]), expected, atol=0.05)
@@ -139,7 +140,7 @@ def test_test_samples_have_no_part_in_the_fit(tmp_path):
     other = make_run(tmp_path / "other", signal, split=split, target=np.where(split == "test", -target, target))
     for places in (one, other):
         fit(places, RIDGE, "x")
-    a, b = (load_head(places.fit / "heads" / "ridge") for places in (one, other))
+    a, b = (load_head(f"{places.heads}/ridge") for places in (one, other))
     for part in ("solution", "scaling"):
         for key, array in vars(getattr(a, part)).items():
             np.testing.assert_array_equal(array, vars(getattr(b, part))[key])
@@ -231,7 +232,7 @@ def test_only_some_pairs_are_kept(tmp_path, monkeypatch):
     signal, target = waves(40)
     places = make_run(tmp_path, signal, target=target)
     assert np.shape(fit(places, RIDGE, "x").scores["heads"]["ridge"]["pairs"]) == (2, 10)
-    assert "10 of 40, spread over the cube" in report(places).read_text(encoding="utf-8")
+    assert "10 of 40, spread over the cube" in Path(report(places)).read_text(encoding="utf-8")
     assert MOST_PAIRS > 10
 
 
@@ -240,8 +241,8 @@ def test_only_some_pairs_are_kept(tmp_path, monkeypatch):
 
 def test_the_page_shows_errors_and_predictions(run):
     fit(run, FitOptions(), "x")
-    html = report(run).read_text(encoding="utf-8")
-    scores = json.loads((run.fit / "scores.json").read_text())
+    html = Path(report(run)).read_text(encoding="utf-8")
+    scores = json.loads(Path(run.scores).read_text())
     assert "<h2>Regression</h2>" in html
     assert "<h2>Classification</h2>" not in html
     assert "Predicted is energy, in kJ/mol" in html
@@ -254,7 +255,7 @@ def test_the_page_shows_errors_and_predictions(run):
 def test_with_nothing_to_fit_the_page_says_why(tmp_path):
     places = make_run(tmp_path, waves(4)[0], target=np.full(4, np.nan))
     fit(places, RIDGE, "x")
-    html = report(places).read_text(encoding="utf-8")
+    html = Path(report(places)).read_text(encoding="utf-8")
     assert "<h2>Regression</h2>" in html
     assert "no usable sample has a target" in html
 
@@ -265,7 +266,7 @@ def test_a_head_is_applied_to_another_cube(run, tmp_path, capsys):
     status = np.zeros(60, np.uint8)
     status[3] = 1
     other = make_run(tmp_path / "other", signal, status=status)
-    applied = apply(run.fit / "heads" / "ridge", other.cube)
+    applied = apply(f"{run.heads}/ridge", other.cube)
     assert set(applied.data_vars) == {"predicted_target"}
     assert applied.predicted_target.attrs["units"] == "kJ/mol"
     assert np.isnan(applied.predicted_target.values[3])
@@ -274,7 +275,7 @@ def test_a_head_is_applied_to_another_cube(run, tmp_path, capsys):
     assert applied.sample_id.values[5] == "image-005.png"
 
     out = tmp_path / "predictions.csv"
-    assert execute(["apply", str(run.fit / "heads" / "ridge"), str(other.cube), "--out", str(out)]) == 0
+    assert execute(["apply", f"{run.heads}/ridge", other.cube, "--out", str(out)]) == 0
     lines = out.read_text().splitlines()
     assert len(lines) == 61
     assert "predicted_target" in lines[0]

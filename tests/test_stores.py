@@ -562,6 +562,6 @@ def run_model(store: Store, steps: Any) -> None:
 def read_back(cube: xr.Dataset, seeds: list[int], status: np.ndarray | None) -> None:
     rows = [numbers(slice(row, row + 1), seed) for row, seed in enumerate(seeds)]
     np.testing.assert_array_equal(cube["values"].values, np.concatenate(rows))
-    assert cube["label"].values.tolist() == labels(len(seeds), seeds)
+    assert cube.coords["label"].values.tolist() == labels(len(seeds), seeds)
     if status is not None:  # of a plain store, what changes twice is gone
         np.testing.assert_array_equal(cube["status"].values, status)

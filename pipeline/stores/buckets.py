@@ -1,15 +1,27 @@
-"""Files in an object store, which knows only whole ones. A log is made of segments that are never written again."""
+"""Files in an object store, which knows only whole ones. A log is made of segments that are never written again.
 
-from collections.abc import Iterator
+The client repeats what fails and may be asked twice. It does not repeat what is answered, where the answer breaks off,
+nor the removal of an object, nor, where an answer is lost, what creates one; so it is done here.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scattercube.pipeline.errors import StoreError
-from scattercube.pipeline.stores.files import ANOTHER, explained
+from scattercube.pipeline.stores.files import ANOTHER, explained, is_refused
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ObjectStore
+
+_Answer = TypeVar("_Answer")
+_PAGE = 1000  # of a list, in objects: what S3 tells at once
+_LONGEST_PAUSE_S = 15.0
+_REPEATED = re.compile(r"after \d+ retries")  # says the client of a request that it has repeated
 
 
 @dataclass(frozen=True)
@@ -20,19 +32,11 @@ class ObjectFiles:
 
     def read(self, name: str) -> bytes | None:
         """Return what an object holds; None where there is none."""
-        import obstore
-
-        with self._explained(f"read {name}"), suppress(FileNotFoundError):
-            return obstore.get(self.client, name).bytes().to_bytes()
-        return None
+        return self._read(name, {})
 
     def read_end(self, name: str, nbytes: int) -> bytes | None:
         """Return the last bytes of an object, so many or all that it has; None where there is none."""
-        import obstore
-
-        with self._explained(f"read {name}"), suppress(FileNotFoundError):
-            return obstore.get(self.client, name, options={"range": {"suffix": nbytes}}).bytes().to_bytes()
-        return None
+        return self._read(name, {"range": {"suffix": nbytes}})
 
     def size(self, name: str) -> int | None:
         """Return how many bytes an object has; None where there is none."""
@@ -51,32 +55,43 @@ class ObjectFiles:
         import obstore
         from obstore import exceptions
 
-        with self._explained(f"create {name}"):
+        def create() -> bool:
             try:
                 obstore.put(self.client, name, content, mode="create", use_multipart=False)
-            except exceptions.AlreadyExistsError:
+            except exceptions.AlreadyExistsError as failure:
+                if self._head(name) is None:  # 409: two came together, and S3 took neither
+                    raise exceptions.GenericError(str(failure)) from failure
                 return False
             return True
 
+        return self._ask(f"create {name}", create)
+
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of the objects below a folder, or of those in one that begin so."""
-        import obstore
-
         folder, _, begin = prefix.rpartition("/")
-        with self._explained(f"list {prefix or 'all'}"):
-            if not begin:
-                for found in obstore.list(self.client, folder or None, chunk_size=1000):
-                    yield from (meta["path"] for meta in found)
-                return
-            shallow = obstore.list_with_delimiter(self.client, folder or None)
-            yield from (meta["path"] for meta in shallow["objects"] if meta["path"].startswith(prefix))
+        if begin:
+            found = self._level(folder)["objects"]
+            yield from (meta["path"] for meta in found if meta["path"].startswith(prefix))
+        else:
+            yield from (meta["path"] for meta in self._all(folder))
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Return the names of what stands for folders in one."""
+        return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in self._level(folder)["common_prefixes"])
+
+    def nbytes(self) -> int:
+        """Return how many bytes all objects have together, from their list."""
+        return sum(meta["size"] for meta in self._all())
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
         import obstore
 
-        with self._explained(f"remove {name}"), suppress(FileNotFoundError):
-            obstore.delete(self.client, name)
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                obstore.delete(self.client, name)
+
+        self._ask(f"remove {name}", remove)
 
     def clear(self) -> None:
         """Remove every object."""
@@ -109,6 +124,16 @@ class ObjectFiles:
 
         return objects._store(self.place, False)
 
+    def _read(self, name: str, options: "GetOptions") -> bytes | None:
+        import obstore
+
+        def read() -> bytes | None:
+            with suppress(FileNotFoundError):
+                return obstore.get(self.client, name, options=options).bytes().to_bytes()
+            return None
+
+        return self._ask(f"read {name}", read)
+
     def _head(self, name: str) -> Any:
         import obstore
 
@@ -116,12 +141,61 @@ class ObjectFiles:
             return obstore.head(self.client, name)
         return None
 
+    def _level(self, folder: str) -> Any:
+        import obstore
+
+        return self._ask(f"list {folder or 'all'}", lambda: obstore.list_with_delimiter(self.client, folder or None))
+
+    def _all(self, folder: str = "") -> Iterator[Any]:
+        """Yield what is known of each object below a folder, page by page: what breaks off goes on behind the last."""
+        import obstore
+
+        last: str | None = None
+
+        def page() -> Any:
+            return next(iter(obstore.list(self.client, folder or None, offset=last, chunk_size=_PAGE)), ())
+
+        while found := self._ask(f"list {folder or 'all'}", page):
+            yield from found
+            if len(found) < _PAGE:
+                return
+            last = found[-1]["path"]
+
+    def _ask(self, action: str, request: Callable[[], _Answer]) -> _Answer:
+        """Make a request, and again where the client does not: what then fails may have been done before."""
+        with self._explained(action):
+            for pause_s in pauses():
+                try:
+                    return request()
+                except Exception as failure:
+                    if not is_broken_off(failure):
+                        raise
+                time.sleep(pause_s)
+            return request()
+
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:
         try:
             yield
         except Exception as failure:
             raise explained(self.place, action, failure) from failure
+
+
+def pauses() -> Iterator[float]:
+    """Yield how long to wait before a request that has broken off is made again, as often as the client would."""
+    from scattercube.pipeline.sources.archives import objects
+
+    yield from (min(objects.FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S) for number in range(objects.RETRIES))
+
+
+def is_broken_off(failure: Exception) -> bool:
+    """Whether a request has failed for what may pass, and the client does not repeat that."""
+    from obstore import exceptions
+
+    if not isinstance(failure, exceptions.GenericError) or is_refused(failure):
+        return False
+    said = str(failure)
+    return "response body" in said or not _REPEATED.search(said)
 
 
 def _segment(name: str) -> int:

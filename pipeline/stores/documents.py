@@ -4,6 +4,7 @@ The metadata of all arrays stand in the document of the group itself (consolidat
 is. Arrays are opened by that document, and not by their own: what waits to be published is read like what is.
 """
 
+import asyncio
 import json
 import re
 import warnings
@@ -19,7 +20,7 @@ from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import LocalStore, MemoryStore, ObjectStore, StorePath, WrapperStore
 
 from scattercube.pipeline.errors import StoreError
-from scattercube.pipeline.stores.buckets import ObjectFiles
+from scattercube.pipeline.stores.buckets import ObjectFiles, is_broken_off, pauses
 from scattercube.pipeline.stores.files import REMEDY, files_at
 from scattercube.pipeline.stores.shards import Coding
 
@@ -54,7 +55,7 @@ class Complete(WrapperStore[Any]):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return the bytes of a file, or a range of them; None for a document that is absent."""
-        content = await self._store.get(key, prototype, byte_range)
+        content = await self._get(key, prototype, byte_range)
         if content is not None and not len(content) and _CHUNK.search(key):  # to Zarr, as good as absent
             raise StoreError(f"{self._place}/{key}: the file is cut off; the store is damaged: {REMEDY}")
         if content is None and _CHUNK.search(key):
@@ -62,7 +63,18 @@ class Complete(WrapperStore[Any]):
                 f"{self._place}/{key}: the shard is not there, though it was written: remove {self._place} to make it "
                 "anew"
             )
-        return content  # type: ignore[no-any-return]
+        return content
+
+    async def _get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer | None:
+        """Ask once more, and again, where an answer breaks off: the client of an object store does not."""
+        for pause_s in pauses():
+            try:
+                return await self._store.get(key, prototype, byte_range)  # type: ignore[no-any-return]
+            except Exception as failure:
+                if not is_broken_off(failure):
+                    raise
+            await asyncio.sleep(pause_s)
+        return await self._store.get(key, prototype, byte_range)  # type: ignore[no-any-return]
 
 
 def zarr_store(place: str) -> Complete:

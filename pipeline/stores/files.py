@@ -5,11 +5,11 @@ logs that only grow. On a file system that takes a temporary file, a rename and 
 """
 
 import errno
+import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
-from scattercube.pipeline.addresses import URL
+from scattercube.pipeline.addresses import URL, check_place, hide_secrets
 from scattercube.pipeline.errors import SourceError, StoreError
 
 PARTIAL_FILE = ".partial"  # how the name of a file ends that is not whole yet
@@ -66,6 +66,12 @@ class Files(Protocol):
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of all files below a folder, ``a/b/``; or of those in a folder that begin so, ``a/b``."""
 
+    def folders(self, folder: str = "") -> list[str]:
+        """Return the names of the folders in a folder, ``a/b``, sorted; without that of the folder itself."""
+
+    def nbytes(self) -> int:
+        """Return how many bytes all files have together."""
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
 
@@ -90,17 +96,29 @@ class Files(Protocol):
 
 
 def files_at(place: str) -> Files:
-    """Return the files under a folder or under a URL of an object store."""
+    """Return the files under a folder or under a URL of an object store. Raises StoreError for any other URL."""
     # These two stand on what is here.
     from scattercube.pipeline.stores.buckets import ObjectFiles
     from scattercube.pipeline.stores.folders import LocalFiles
 
-    return ObjectFiles(place) if URL.match(place) else LocalFiles(place)
+    if not URL.match(place):
+        return LocalFiles(place)
+    try:
+        return ObjectFiles(check_place(place))
+    except ValueError as failure:
+        raise StoreError(f"{hide_secrets(place)}: {failure}") from failure
 
 
-def replace_file(target: Path, content: bytes) -> None:
-    """Replace a local file atomically and durably, in a folder that is made if need be. Raises StoreError."""
-    files_at(str(target.parent)).write(target.name, content)
+def read_file(address: str) -> bytes | None:
+    """Return what a file holds, by its path or URL; None where there is none. Raises StoreError."""
+    folder, _, name = address.rpartition("/")
+    return files_at(folder).read(name)
+
+
+def replace_file(address: str, content: bytes) -> None:
+    """Replace a file, by its path or URL, atomically and durably; folders are made if need be. Raises StoreError."""
+    folder, _, name = address.rpartition("/")
+    files_at(folder).write(name, content)
 
 
 def explained(where: str, action: str, failure: Exception) -> StoreError:
@@ -112,13 +130,24 @@ def explained(where: str, action: str, failure: Exception) -> StoreError:
     # Only what a request to an object store raises needs the reader of archives.
     from scattercube.pipeline.sources.archives import objects
 
-    refusals = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
-    if isinstance(failure, refusals):
+    if is_refused(failure):
         return StoreError(f"{where}: cannot {action}: access is refused (401 or 403); {_ACCESS.get(where[:2], REMEDY)}")
+    if isinstance(failure, FileNotFoundError) and failure.errno is None:  # of an object store, where to write
+        return StoreError(f"{where}: cannot {action}: there is no such bucket; make it, or correct the address")
     if isinstance(failure, exceptions.BaseError | SourceError):
         said = failure if isinstance(failure, SourceError) else objects.explained(where, "", failure)
-        return StoreError(f"{where}: cannot {action}: {str(said).removeprefix(f'{where}: ')}")
+        reason, _, remedy = str(said).removeprefix(f"{where}: ").partition("; ")
+        remedy = _ACCESS.get(where[:2], remedy) if reason.startswith("no credentials") else remedy
+        return StoreError(f"{where}: cannot {action}: {reason}; {remedy}")
     if isinstance(failure, OSError):
         remedy = _REMEDIES.get(failure.errno or 0, "see the message of the operating system")
         return StoreError(f"{where}: cannot {action}: {failure.strerror or failure}; {remedy}")
     return StoreError(f"{where}: cannot {action}: {failure}; the store is damaged: {REMEDY}")
+
+
+def is_refused(failure: Exception) -> bool:
+    """Whether an object store says that we may not; of a list it says so in words alone."""
+    from obstore import exceptions
+
+    refusals = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    return isinstance(failure, refusals) or bool(re.search(r"\b(401 Unauthorized|403 Forbidden)", str(failure)))

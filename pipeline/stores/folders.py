@@ -85,6 +85,16 @@ class LocalFiles:
                 if begin:
                     folders.clear()
 
+    def folders(self, folder: str = "") -> list[str]:
+        """Return the names of the folders in a folder."""
+        with self._explained(f"list {folder or 'all'}"), suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(path.name for path in self._path(folder).iterdir() if path.is_dir())
+        return []
+
+    def nbytes(self) -> int:
+        """Return how many bytes all files have together."""
+        return sum(self.size(name) or 0 for name in self.names())
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         with self._explained(f"remove {name}"), suppress(FileNotFoundError, NotADirectoryError):

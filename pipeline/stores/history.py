@@ -9,12 +9,12 @@ import zarr
 from scattercube.pipeline.errors import StoreError
 from scattercube.pipeline.stores import repositories
 from scattercube.pipeline.stores.protocol import IDENTITY
-from scattercube.pipeline.stores.repositories import committing, explained, tip
+from scattercube.pipeline.stores.repositories import assure, committing, explained, patiently, tip
 from scattercube.pipeline.stores.snapshots import Snapshot
 from scattercube.pipeline.stores.transactions import State, events_in
 
 if TYPE_CHECKING:
-    from icechunk import Repository, Session
+    from icechunk import Repository, Session, SnapshotInfo
 
 MAIN, RUN = "main", "run"
 
@@ -92,7 +92,8 @@ class History:
         """Make the branch of a version that begins."""
         repository = self.repository()
         if tip(repository, RUN) is None:
-            repository.create_branch(RUN, repository.lookup_branch(MAIN))
+            main = repository.lookup_branch(MAIN)
+            assure(lambda: repository.create_branch(RUN, main), lambda: tip(repository, RUN) == main)
         return repository
 
     def tidy(self) -> None:
@@ -100,7 +101,7 @@ class History:
         published, begun = self.tips()
         repository = self.repository()
         if published and (name := f"v{self.state(published).version}") not in repository.list_tags():
-            repository.create_tag(name, published)
+            assure(lambda: repository.create_tag(name, published), lambda: name in repository.list_tags())
         if published and begun is None and tip(repository, RUN):
             repository.delete_branch(RUN)
 
@@ -121,9 +122,26 @@ class History:
         with explained(self.url, action), committing(self.url):
             session = self.writing() if state is None else self.branch().writable_session(RUN)
             after = change(Snapshot(self.url, session, state or self.state(session.snapshot_id)))
-            if session.has_uncommitted_changes:
-                session.commit(action, after.metadata(events))
-            return session.snapshot_id
+            if not session.has_uncommitted_changes:
+                return session.snapshot_id
+            return self.move(session, action, after.metadata(events))
+
+    def move(self, session: "Session", action: str, metadata: Mapping[str, str]) -> str:
+        """Commit what a session has changed, and return the tip of the version begun, which it is then."""
+        before = session.snapshot_id
+        try:
+            return session.commit(action, dict(metadata))
+        except repositories.library().ConflictError:
+            # Where an answer was lost, the library has asked again, and found its own commit in its way.
+            if (found := self._last_commit()).parent_id != before or found.metadata != metadata:
+                raise
+            return str(found.id)
+
+    @patiently
+    def _last_commit(self) -> "SnapshotInfo":
+        with explained(self.url, "look at its last commit"):
+            repository = self.repository()
+            return repository.lookup_snapshot(repository.lookup_branch(RUN))
 
     def recorded(self) -> Iterator[tuple[State, list[dict[str, Any]]]]:
         """Yield what the commits say, the last first."""

@@ -37,7 +37,7 @@ from scattercube.pipeline.stores.contents import content_digest, difference, dig
 from scattercube.pipeline.stores.documents import write_template
 from scattercube.pipeline.stores.history import MAIN, RUN, History
 from scattercube.pipeline.stores.protocol import IDENTITY, REMOVED, SUPERSEDED, Version, Written
-from scattercube.pipeline.stores.repositories import committing, explained
+from scattercube.pipeline.stores.repositories import assure, committing, explained, patiently
 from scattercube.pipeline.stores.snapshots import Snapshot
 from scattercube.pipeline.stores.states import VERSIONS, listed, runs
 from scattercube.pipeline.stores.transactions import State, grow, splits
@@ -77,12 +77,14 @@ class IcechunkStore:
         return self._url
 
     @property
+    @patiently
     def published(self) -> bool:
         """Whether readers see a version, and nothing waits to be published."""
         with explained(self._url, "read"):
             published, begun = self._history.tips()
         return published is not None and begun is None
 
+    @patiently
     def begin(self, template: "xr.Dataset", first: int = 0) -> None:
         """Start, or resume, the version that a template describes: one commit on a new branch ``run``."""
         self._began = datetime.now(UTC)
@@ -103,6 +105,7 @@ class IcechunkStore:
             begun = self._history.tips()[1]
             self._token = self._history.state(begun).token if begun else ""
 
+    @patiently
     def missing(self, keys: Keys) -> Keys:
         """Return the keys of the version begun that are not recorded. Where none is begun, what is published is not."""
         with explained(self._url, "read the events"):
@@ -116,6 +119,7 @@ class IcechunkStore:
                 done = chain(done, (str(key) for key in keys if dict(key.offsets).get("sample", 0) < n_rows))
             return keys.without(done)
 
+    @patiently
     def write(self, key: ChunkKey, arrays: Mapping[str, np.ndarray]) -> Written:
         """Write one key of each array, in a fork of a session, which is what ``record`` needs."""
         with explained(self._url, f"write {key}"):
@@ -130,6 +134,7 @@ class IcechunkStore:
                 snapshot.write(name, key, arrays[name])
         return Written(digest_of(arrays[name] for name in names), fork)
 
+    @patiently
     def record(self, events: Sequence[Mapping[str, Any]], changes: Sequence[Any]) -> None:
         """Merge what was written and commit it, with the events in the commit's metadata."""
         if not events:
@@ -152,6 +157,7 @@ class IcechunkStore:
 
         self._history.commit(f"record {events[0]['key']} …", change, events)
 
+    @patiently
     def mark(self, rows: Mapping[int, int]) -> None:
         """Give published rows another status with the version begun; without one, in a version of their own."""
 
@@ -174,6 +180,7 @@ class IcechunkStore:
             last = self._history.state(published) if published and not begun else None
         self._history.commit("mark", change, state=last.next(last.n_rows, last.arrays) if last else None)
 
+    @patiently
     def settle(self, n_samples: int) -> None:
         """Write the status of samples that are made by several keys each, from the events."""
 
@@ -188,6 +195,7 @@ class IcechunkStore:
 
         self._history.commit("settle", change)
 
+    @patiently
     def publish(self, note: str = "") -> None:
         """Commit the list of versions, and reset ``main`` to it: the one step that readers see."""
         with explained(self._url, "publish"):
@@ -213,10 +221,15 @@ class IcechunkStore:
                 begun = self._history.commit("publish", change)
             repository = self._history.repository()
             with committing(self._url):
-                repository.reset_branch(MAIN, begun, from_snapshot_id=published or repository.lookup_branch(MAIN))
+                main = published or repository.lookup_branch(MAIN)
+                assure(
+                    lambda: repository.reset_branch(MAIN, begun, from_snapshot_id=main),
+                    lambda: repository.lookup_branch(MAIN) == begun,
+                )
                 self._history.tidy()
             self._token = ""
 
+    @patiently
     def read(self, name: str, region: slice | Mapping[str, slice]) -> np.ndarray:
         """Read some samples of one variable, or a region by dims, at the tip of ``run``, else of ``main``."""
         wanted = {"sample": region} if isinstance(region, slice) else region
@@ -228,6 +241,7 @@ class IcechunkStore:
                 self._read_last = snapshot = self._history.at(newest)
             return snapshot.read(name, wanted)
 
+    @patiently
     def events(self) -> list[dict[str, Any]]:
         """Return what was recorded, of all versions, the last word on each key of each; each has its ``version``."""
         words: dict[tuple[int, str], dict[str, Any]] = {}
@@ -237,12 +251,14 @@ class IcechunkStore:
                     words.setdefault((state.version, event["key"]), event | {"version": state.version})
         return list(reversed(words.values()))
 
+    @patiently
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the version begun, else of the published; empty where there is no store."""
         with explained(self._url, "read the attributes"):
             published, begun = self._history.tips()
             return self._history.attributes(begun or published)
 
+    @patiently
     def versions(self) -> list[Version]:
         """Return the published versions, the first one first; each is named by its snapshot."""
         with explained(self._url, "read the versions"):
@@ -257,6 +273,7 @@ class IcechunkStore:
                 found.append(Version(each["number"], name, each["n_rows"], each["created"], each["note"]))
             return found
 
+    @patiently
     def open(self, version: str | None = None) -> "xr.Dataset":
         """Open a published version lazily, by its number or its snapshot, the last by default: as it was then."""
         import xarray as xr
@@ -355,4 +372,4 @@ class IcechunkStore:
         else:
             grow(session, template, first)
         names = [str(name) for name in template.data_vars]
-        session.commit("begin", before.next(template.sizes["sample"], names).metadata())
+        self._history.move(session, "begin", before.next(template.sizes["sample"], names).metadata())

@@ -144,7 +144,6 @@ class Lease:
         self._confirmed = _clock()
         self._lost: StoreError | None = None
         self._lock, self._over = threading.Lock(), threading.Event()
-        _held.add(holder.owner)
         self._beating = threading.Thread(target=self._beat, name=f"lease of {where}", daemon=True)
         self._beating.start()
 
@@ -160,7 +159,17 @@ class Lease:
         StoreError
             Another run holds the store; the message says which.
         """
-        me, watched, since = Holder.here(), (-1, b""), 0.0
+        me = Holder.here()
+        _held.add(me.owner)  # before anybody can read of it: while an answer is lost, others see what was created
+        try:
+            return cls._take(files, where, me)
+        except BaseException:
+            _held.discard(me.owner)
+            raise
+
+    @classmethod
+    def _take(cls, files: Files, where: str, me: Holder) -> Self:
+        watched, since = (-1, b""), 0.0
         while True:
             number = _last(files)
             content = files.read(_name(number)) if number else b""

@@ -6,35 +6,48 @@ Repositories are opened from their address and the environment, in every process
 import fcntl
 import os
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from scattercube.pipeline.errors import StoreError
+from scattercube.pipeline.stores.buckets import pauses
 from scattercube.pipeline.stores.files import files_at
 
 if TYPE_CHECKING:
     from icechunk import Repository, Storage
 
+_Given = ParamSpec("_Given")
+_Answer = TypeVar("_Answer")
 MANIFEST_SHARDS = 4096  # of an array that one manifest lists: a commit writes those anew that it touches
 FIRST_SNAPSHOT = "snapshots/1CECHNKREP0F1RSTCMT0"  # of every repository, and the first that is written
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _ANEW = "choose another --store, or remove this one to make it anew"
 _RESUME = "and run the same command again, it resumes"
 _ACCESS = f"set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION to what may write there, {_RESUME}"
+# An answer has, and the library does not ask again; the last is what a commit says of it.
+_BROKEN_OFF = "streaming error|I/O error: |failed to create manifest from chunk stream"
 _REMEDIES = {  # what the system, the object store or the library says, and what helps; the first that fits
     r"os error (28|122)\b": f"the disk is full, or the quota used up: free some space {_RESUME}",
     r"os error (1|13)\b": "choose a --store that you may write to",
     r"os error 30\b": "the file system is read-only: choose another --store",
     r"os error (17|20)\b": "a file stands where a folder is needed: choose another --store",
     "clean prefixes": "something is there that no run has made: choose another --store",
+    f"{_BROKEN_OFF}|SlowDown|InternalError|ServiceUnavailable|RequestTimeout|ConditionalRequestConflict": (
+        f"the object store is in trouble: try again later {_RESUME}"
+    ),
     "no providers in chain|provider was not enabled": f"no credentials in the environment: {_ACCESS}",
     r"AccessDenied|Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch|\b40[13]\b": f"access is refused: {_ACCESS}",
     "NoSuchBucket": "make the bucket, or correct the address",
     "PermanentRedirect": "the bucket is in another region; set AWS_REGION to it",
     "dispatch failure|timed? ?out|Connect": f"the object store is out of reach: try again later {_RESUME}",
+    "error (writing|deleting|listing) object": (  # a commit does not say why
+        f"the object store did not do it: see whether you may write there, or try again later, {_RESUME}"
+    ),
 }
 
 
@@ -65,12 +78,14 @@ def created(url: str) -> "Repository":
     if (there := opened(url)) is not None:
         return there
     with explained(url, "create"):
+        storage = _storage(url)
         _clear_what_was_cut_off(url)
         if "://" not in url:
             Path(url).mkdir(parents=True, exist_ok=True)
         # Format 1 is what the library reads on every Python that we support.
         version = {"spec_version": 1} if int(ice.__version__.split(".")[0]) > 1 else {}
-        return ice.Repository.create(_storage(url), **version)  # type: ignore[no-any-return]
+        assure(lambda: ice.Repository.create(storage, **version), lambda: ice.Repository.exists(storage))
+        return ice.Repository.open(storage)  # type: ignore[no-any-return]
 
 
 def split(url: str, shards: Mapping[str, int]) -> "Repository":
@@ -84,9 +99,45 @@ def split(url: str, shards: Mapping[str, int]) -> "Repository":
     }
     manifest = ice.ManifestConfig(splitting=ice.ManifestSplittingConfig.from_dict(conditions))
     with explained(url, "configure"):
-        repository: Repository = ice.Repository.open(_storage(url), config=ice.RepositoryConfig(manifest=manifest))
-        repository.save_config()
+        storage = _storage(url)
+
+        def is_saved() -> bool:
+            saved = ice.Repository.fetch_config(storage)
+            return saved is not None and saved.manifest == manifest
+
+        repository: Repository = ice.Repository.open(storage, config=ice.RepositoryConfig(manifest=manifest))
+        assure(repository.save_config, is_saved)
         return repository
+
+
+def patiently(method: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:
+    """Let a method begin again where an answer of the object store breaks off: what can be repeated after any end."""
+
+    @wraps(method)
+    def repeated(*args: _Given.args, **named: _Given.kwargs) -> _Answer:
+        for pause_s in pauses():
+            try:
+                return method(*args, **named)
+            except StoreError as failure:
+                if not re.search(_BROKEN_OFF, str(failure)):
+                    raise
+            time.sleep(pause_s)
+        return method(*args, **named)
+
+    return repeated
+
+
+def assure(change: Callable[[], Any], done: Callable[[], bool]) -> None:
+    """Change what is changed only where nobody else has: a reference, or the configuration.
+
+    Where an answer of an object store is lost, the library asks again, finds its own change in its way, and takes it
+    for another's. So where it fails, we look whether the change is there, and else try once more.
+    """
+    try:
+        change()
+    except library().IcechunkError:
+        if not done():
+            change()
 
 
 def tip(repository: "Repository", branch: str) -> str | None:
@@ -153,7 +204,8 @@ def explain(url: str, action: str, failure: BaseException) -> StoreError:
     remedy = next(
         (words for sign, words in _REMEDIES.items() if re.search(sign, clue)), f"the store is damaged: {_ANEW}"
     )
-    error = StoreError(f"{url}: cannot {action}: {said[:300].strip('. ')}; {remedy}")
+    said = re.sub(r"^\s*[x×] ", "", said)[:300].strip(". ")
+    error = StoreError(f"{url}: cannot {action}: {said}; {remedy}")
     error.errno = number  # whoever tries again asks for it
     return error
 

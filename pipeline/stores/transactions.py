@@ -122,7 +122,8 @@ def grow(session: "Session", template: "xr.Dataset", first: int) -> None:
             raise StoreError(f"{name} of samples that are published is no longer what it was; {_ELSEWHERE}")
         if not held_rows[first:].equals(wanted_rows[first:]):  # xarray gives new times the units of the old ones
             raise StoreError(f"{name}: the stored column cannot hold the values of the new rows; {_ELSEWHERE}")
-    before = {VERSIONS: group.attrs[VERSIONS]}
+    kept = (VERSIONS, "coordinates")  # the second is xarray's list of them
+    before = {name: group.attrs[name] for name in kept if name in group.attrs}
     group.attrs.put({**plain_attributes(template.attrs), **before})
 
 

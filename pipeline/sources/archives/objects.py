@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from obstore import Bytes
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-RETRIES = 4
+RETRIES, WEB_RETRIES = 10, 4  # runs keep their stores in object stores; a web server may just be mistyped
+FIRST_PAUSE_S, PAUSE_GROWTH = 0.1, 4  # between them, at random up to so many times the one before: 7 to 70 s in all
 RETRY_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S = 10.0, 30.0, 600.0
 _ENDPOINTS = {  # variables that name another server than the usual
@@ -153,7 +154,7 @@ def explained(base: str, key: str, failure: Exception) -> SourceError:
         return SourceError(f"{where}: names with '..', '//' or control characters cannot be asked for: {said}")
     if "redirect without LOCATION" in said:
         return SourceError(f"{where}: the bucket is in another region; set AWS_REGION to it")
-    return SourceError(f"{where}: out of reach, also after {RETRIES} retries; try again later: {said}")
+    return SourceError(f"{where}: out of reach, also after {_retries(where)} retries; try again later: {said}")
 
 
 def _state(meta: Mapping[str, Any]) -> State:
@@ -161,6 +162,10 @@ def _state(meta: Mapping[str, Any]) -> State:
     tag = (meta["e_tag"] or "").removeprefix("W/").strip('"') or str(changed_s or "")
     digest = hashlib.sha256(tag.encode("utf-8", "replace")).digest()[:6]  # JSON numbers hold 53 bits
     return State(meta["size"], int.from_bytes(digest, "big") if tag else 0, changed_s)
+
+
+def _retries(base: str) -> int:
+    return min(RETRIES, WEB_RETRIES) if is_web(base) else RETRIES
 
 
 @lru_cache(maxsize=64)
@@ -171,7 +176,11 @@ def _store(base: str, anonymous: bool) -> "ObjectStore":
     options: ClientConfig = {name: timedelta(seconds=value) for name, value in seconds.items()}  # type: ignore[assignment]
     if address(base).startswith("http://"):
         options["allow_http"] = True
-    retry: RetryConfig = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S)}
+    retry: RetryConfig = {
+        "max_retries": _retries(base),
+        "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S),
+        "backoff": {"init_backoff": timedelta(seconds=FIRST_PAUSE_S), "base": PAUSE_GROWTH},
+    }
     unsigned = {"skip_signature": True} if anonymous and not is_web(base) else {}
     try:
         return from_url(base, client_options=options, retry_config=retry, **unsigned)  # type: ignore[call-overload,no-any-return]
