@@ -209,8 +209,8 @@ class _Tar:
             drain(stream, limit)
         except DAMAGE as failure:
             raise SourceError(
-                f"{self._path}: {said_by(failure)}: it was changed since it was packed, and nothing tells where; get "
-                "another copy"
+                f"{self._path}: {said_by(failure)}: it breaks off, or was changed since it was packed, and nothing "
+                "tells where; get another copy"
             ) from failure
 
     def _place(self, name: str) -> tuple[int, int]:
@@ -342,15 +342,16 @@ def _is_file(item: "os.DirEntry[str]") -> bool:
 def drain(stream: BinaryIO, limit: int) -> None:
     """Read a packed stream to its end, where its checksum is; until then nobody knows whether what came out is right.
 
-    One that only breaks off passes, and so does one with something else behind it: what comes before is as it was.
-    Raises one of `DAMAGE`, also where it unpacks to more than ``limit`` bytes.
+    One with something else behind it passes, and so does bzip2 that breaks off: its blocks have checksums of their own,
+    and come out as a whole. Raises one of `DAMAGE`, also where it unpacks to more than ``limit`` bytes.
     """
     try:
         while stream.read(_STEP_NBYTES):
             if stream.tell() > limit:
                 raise ValueError(f"unpacks to more than {limit} bytes; refused as a bomb")
     except EOFError:
-        pass
+        if not isinstance(stream, bz2.BZ2File):
+            raise
     except gzip.BadGzipFile as failure:
         if not str(failure).startswith("Not a gzipped file"):
             raise
