@@ -9,6 +9,7 @@ from scattercube.pipeline.exhibits.view import (
     CURVE_SAMPLES,
     View,
     colour_limits,
+    flat,
     legend,
     mean_of,
     spread,
@@ -86,7 +87,7 @@ def _maps(view: View) -> dict[str, Any]:
     for row, picture in zip(rows.tolist(), pictures, strict=True):
         S = thinned(view.cube["scattering"], row)
         S = S.mean("channel") if "channel" in S.dims else S
-        means.append(mean_of(S.transpose("path", ...).values.reshape(S.sizes["path"], -1)))
+        means.append(mean_of(flat(S)))
         name = view.name(row)
         maps = [{"title": "signal", "alt": f"map of {name}", "limits": None}]
         maps[0]["src"] = charts.photograph(picture.values, limits, MAP_PIXELS)

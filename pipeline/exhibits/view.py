@@ -1,8 +1,9 @@
 """Views of stores that fit a page: parts, means and thinned values, read within a bound of memory."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -95,20 +96,39 @@ class View:
 
     def mean_squares(self, rows: np.ndarray, paths: np.ndarray) -> np.ndarray:
         """Return the mean of S² over a sample, (row, path) float64; NaN where none of it is there."""
-        return np.array([mean_of(np.square(self._paths_of(row, paths), dtype=np.float64)) for row in rows.tolist()])
+        return np.array([mean_of(np.square(values[paths], dtype=np.float64)) for values in self._coefficients(rows)])
 
     def means(self, rows: np.ndarray, paths: np.ndarray) -> np.ndarray:
         """Return the mean of S over a sample, (row, path) float64; NaN where none of it is there."""
-        return np.array([mean_of(self._paths_of(row, paths)) for row in rows.tolist()])
+        return np.array([mean_of(values[paths]) for values in self._coefficients(rows)])
 
-    def _paths_of(self, row: int, paths: np.ndarray) -> np.ndarray:
-        """Return some paths of a sample, (path, value).
+    def _coefficients(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the coefficients of some samples, ascending, each (path, value).
 
-        Samples are read one by one, and paths chosen afterwards: for lists of places Zarr takes much time and memory.
+        Those that lie in one chunk are read at once, with what lies between: for lists of places Zarr takes much time
+        and memory. Paths are chosen afterwards for the same reason.
         """
-        S = thinned(self.cube["scattering"], row).transpose("path", ...).values
-        some: np.ndarray = S.reshape(len(S), -1)[paths]
-        return some
+        S = self.cube["scattering"]
+        each = S.nbytes // max(1, len(S))
+        at_once = max(1, min(BLOCK_NBYTES // max(1, each), S.encoding.get("preferred_chunks", {}).get("sample", 1)))
+        for _, group in groupby(rows.tolist(), lambda row: row // at_once):
+            start, *_ = some = list(group)
+            if at_once == 1:
+                yield flat(thinned(S, start))
+                continue
+            block = bare(S[start : some[-1] + 1]).load()
+            yield from (flat(block[row - start]) for row in some)
+
+
+def bare(variable: "xr.DataArray") -> "xr.DataArray":
+    """Leave out coordinates that say nothing of a dim: loading a sample would load all names of all samples."""
+    return variable.reset_coords(drop=True)
+
+
+def flat(S: "xr.DataArray") -> np.ndarray:
+    """Return the coefficients of a sample as (path, value)."""
+    values: np.ndarray = S.transpose("path", ...).values
+    return values.reshape(len(values), -1)
 
 
 def mean_of(values: np.ndarray) -> np.ndarray:
@@ -129,7 +149,7 @@ def thinned(variable: "xr.DataArray", row: int, most: int | None = None) -> "xr.
         Positions along each dim; by default as many as fit into the bound. Of a sample that would take very long to
         decode, only the middle is read.
     """
-    one = variable[row]
+    one = bare(variable[row])
     dims = [str(dim) for dim in one.dims if dim not in LEADING]
     if not dims:
         return one.load()
@@ -156,7 +176,7 @@ def envelope(variable: "xr.DataArray", row: int, most: int) -> tuple[np.ndarray,
     Positions of the parts, and (part,) float64 twice, over all channels; NaN where nothing is there. The signal is read
     piece by piece.
     """
-    one = variable[row]
+    one = bare(variable[row])
     n, values_each = one.sizes["time"], one.nbytes // one.sizes["time"]
     each = ceil(n / most)
     piece = each * max(1, BLOCK_NBYTES // (8 * values_each * each))  # with copies in float64
