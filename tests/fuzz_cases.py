@@ -1184,7 +1184,7 @@ _VALUES: tuple[Any, ...] = (
         [0, 0],
         [1, 1],
     ),
-    *([1 << 16, 1 << 16], [65537, 1], "../x", "\\", "~", "${HOME}", "{{ 1 }}", "%s", "!!python/object:x", [[1] * 3] * 3),
+    *([1 << 16, 1 << 16], [65537, 1], "../x", "\\", "~", "${HOME}", "{{ 1 }}", "!!python/object:x", [[1] * 3] * 3),
 )
 _LOCATIONS = (
     *("../x", "/dev", "/etc", "/etc/passwd", "/dev/zero", "/proc/self/mem", "file:///etc/passwd", "FILE://x", "ftp://x/y"),
