@@ -1187,7 +1187,7 @@ _VALUES: tuple[Any, ...] = (
     *([1 << 16, 1 << 16], [65537, 1], "../x", "\\", "~", "${HOME}", "{{ 1 }}", "!!python/object:x", [[1] * 3] * 3),
 )
 _LOCATIONS = (
-    *("../x", "/dev", "/etc", "/etc/passwd", "/dev/zero", "/proc/self/mem", "file:///etc/passwd", "FILE://x", "ftp://x/y"),
+    *("../x", "/dev", "/etc/passwd", "/dev/zero", "/proc/self/mem", "file:///etc/passwd", "FILE://x", "ftp://x/y"),
     *(
         "http://169.254.169.254/latest/meta-data/a.png",
         "https://[fe80::1]/a.png",
