@@ -710,15 +710,10 @@ class TestDamage:
         stack = rng.integers(0, 256, (4000, 28, 28), dtype=np.uint8)
         content = gzip.compress(idx(stack), 1)[:1_000_000] if packed else idx(stack)[:1_000_000]
         path = written(tmp_path / ("a-ubyte" + ".gz" * packed), content)
-        if not packed:
-            with pytest.raises(SourceError, match="promises 3136016 bytes, it has at most 1000000"):
-                scan(entry(path, "idx"), Path())
-            return
-        _, found = everything(entry(path, "idx"))
-        n_good = next(index for index, sample in enumerate(found) if isinstance(sample, RecordError))
-        np.testing.assert_array_equal(np.stack(found[:n_good]), stack[:n_good])
-        assert n_good > 1_000_000 // 784 - 700
-        assert {reason(sample) for sample in found[n_good:]} == {"unreadable"}
+        # Nobody knows whether what comes out of a gzip before its checksum is right.
+        said = "ended before the end-of-stream" if packed else "promises 3136016 bytes, it has at most 1000000"
+        with pytest.raises(SourceError, match=said):
+            scan(entry(path, "idx"), Path())
 
     def test_headers_that_promise_too_much_take_no_memory(self, tmp_path: Path) -> None:
         huge = struct.pack(">HBB3I", 0, 8, 3, 1 << 31, 1 << 15, 1 << 15)
