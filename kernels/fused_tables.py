@@ -21,6 +21,7 @@ SIGNALS, FEW_SIGNALS, POINTS = range(3)
 
 ALIGNMENT = 64
 _MOST_POINTS = 1 << 31  # the engine counts them in 32 bits
+ROUNDING_NBYTES = 8 << 10  # of the arrays in a workspace, and of itself
 _WEIGHT = {"float32": 1e-6, "float64": 1e-12}  # of a filter's peak: smaller weights are left out
 
 

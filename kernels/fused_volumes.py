@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from scattercube.kernels.cascade import TRUNCATION
 from scattercube.kernels.engine.library import Engine, active_engine
 from scattercube.kernels.filterbank import Shape
-from scattercube.kernels.fused_tables import POINTS
+from scattercube.kernels.fused_tables import POINTS, ROUNDING_NBYTES
 from scattercube.kernels.harmonics import angles, powers_along_the_pole, radius
 
 _ALIGNMENT = 64
-_ROUNDING_NBYTES = 8 << 10  # of the arrays in a workspace, and of itself
 _SPECTRA_NBYTES = 1 << 22  # of the volumes that are taken at once
 
 
@@ -72,7 +71,7 @@ def foreseen_nbytes(
     planes = max(((degree + 1) * n for of in depths for degree, n in enumerate(of)), default=0)
     vectors = 2 * (columns * planes * H + 2 * depth * (H | 1) + max(shape)) + H * D + 2 * planes * rows
     deeper = sum(spectra[1:max_order])  # of a path that goes on to every next scale
-    nbytes: int = batch * sum(spectra[:1]) + vectors * V * itemsize + deeper + _ROUNDING_NBYTES
+    nbytes: int = batch * sum(spectra[:1]) + vectors * V * itemsize + deeper + ROUNDING_NBYTES
     return nbytes
 
 

@@ -7,14 +7,13 @@ from scattercube.kernels.device import Device
 from scattercube.kernels.engine.library import Engine
 from scattercube.kernels.filterbank import Shape, Spans, blocks_of, crop, cropped_spans, folded_spans
 from scattercube.kernels.fused_cpu import CACHE_NBYTES, SMALL
-from scattercube.kernels.fused_tables import POINTS, aligned, possible, split
+from scattercube.kernels.fused_tables import POINTS, ROUNDING_NBYTES, aligned, possible, split
 
 if TYPE_CHECKING:
     from scattercube.kernels.cascade import Cascade
     from scattercube.kernels.time_frequency import TimeFrequencyScattering
 
 _COLUMNS_NBYTES = 36 << 10  # of the columns that the engine transforms together, where they are more than two
-_ROUNDING_NBYTES = 8 << 10  # of the arrays in a workspace, and of itself
 
 
 def of_filters(S: "Cascade") -> int:
@@ -71,7 +70,7 @@ class Points:
 
     def workspace_nbytes(self) -> int:
         """Return the bytes in which |x ∗ ψ| is made of a spectrum, smoothed and transformed."""
-        return max(self._workspace_nbytes(level) for level in range(self._cascade._n_levels)) + _ROUNDING_NBYTES
+        return max(self._workspace_nbytes(level) for level in range(self._cascade._n_levels)) + ROUNDING_NBYTES
 
     def _workspace_nbytes(self, level: int) -> int:
         (n1, n2), V, itemsize = self._split(level), self._vector, self._itemsize

@@ -17,12 +17,11 @@ from scattercube.pipeline.reading import arrays_of, column, document, feature_cu
 from scattercube.pipeline.sources import identify, locate
 from scattercube.pipeline.spec import parse
 from scattercube.pipeline.stores.files import files_at
-from scattercube.pipeline.stores.opening import store_at
+from scattercube.pipeline.stores.opening import backend_at, store_at
 from scattercube.pipeline.stores.protocol import Store
 
 Freshness = Literal["fresh", "archive changed", "archive absent", "archive elsewhere, not asked", "unknown"]
 STATUS = ("ok", "quarantined", "absent", "partial", "superseded", "removed")  # in words, by number
-ROOT_DOCUMENT = "zarr.json"
 _NOT_IN_A_FEW_WORDS = ("transform", "min_coverage")
 _BESIDE = (".run", ".lease")  # how folders end that stand beside a group
 
@@ -103,10 +102,10 @@ def stores_at(place: str) -> list[str]:
         There is none.
     """
     at = address(place)
-    if _is_store(at):
+    if backend_at(at):
         return [at]
     entries = [at, *(f"{at}/{name}" for name in files_at(at).folders())]
-    found = [store for entry in entries for store in (f"{entry}/chunks", *_cubes(entry)) if _is_store(store)]
+    found = [store for entry in entries for store in (f"{entry}/chunks", *_cubes(entry)) if backend_at(store)]
     if not found:
         raise StoreError(f"{place}: no store there; give a cube, a chunk store, or a folder that was a --store")
     return found
@@ -114,8 +113,7 @@ def stores_at(place: str) -> list[str]:
 
 def store_there(place: str) -> Store:
     """Return the store at a place, as the back-end that made it keeps it."""
-    plain = files_at(place).size(ROOT_DOCUMENT) is not None
-    return store_at(place, "zarr" if plain else "icechunk")
+    return store_at(place, backend_at(place) or "icechunk")
 
 
 def faults_of(place: str) -> Iterator[str]:
@@ -133,14 +131,9 @@ def faults_of(place: str) -> Iterator[str]:
     yield from store.verify()
 
 
-def _is_store(place: str) -> bool:
-    files = files_at(place)
-    return files.size(ROOT_DOCUMENT) is not None or next(iter(files.names("snapshots/")), None) is not None
-
-
 def how_to_open(place: str) -> str:
     """Return the expression of Python that opens a cube: xarray alone reads what is plain Zarr on a disk."""
-    plain = files_at(place).size(ROOT_DOCUMENT) is not None and not URL.match(place)
+    plain = backend_at(place) == "zarr" and not URL.match(place)
     name = json.dumps(place, ensure_ascii=False)
     return f"xarray.open_zarr({name}, chunks=None)" if plain else f"scattercube.open_cube({name})"
 

@@ -164,14 +164,7 @@ class ObjectFiles:
     def _ask(self, action: str, request: Callable[[], _Answer]) -> _Answer:
         """Make a request, and again where the client does not: what then fails may have been done before."""
         with self._explained(action):
-            for pause_s in pauses():
-                try:
-                    return request()
-                except Exception as failure:
-                    if not is_broken_off(failure):
-                        raise
-                time.sleep(pause_s)
-            return request()
+            return repeated(request, is_broken_off)
 
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:
@@ -186,6 +179,18 @@ def pauses() -> Iterator[float]:
     from scattercube.pipeline.sources.archives import objects
 
     yield from (min(objects.FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S) for number in range(objects.RETRIES))
+
+
+def repeated(request: Callable[[], _Answer], passes: Callable[[Exception], bool]) -> _Answer:
+    """Make a request, and again after each of the pauses as long as it fails for what passes."""
+    for pause_s in pauses():
+        try:
+            return request()
+        except Exception as failure:
+            if not passes(failure):
+                raise
+        time.sleep(pause_s)
+    return request()
 
 
 def is_broken_off(failure: Exception) -> bool:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from scattercube.pipeline.stores.documents import ROOT_DOCUMENT
 from scattercube.pipeline.stores.files import files_at
 from scattercube.pipeline.stores.plain import PlainStore
 from scattercube.pipeline.stores.protocol import Store
@@ -22,6 +23,17 @@ def store_at(url: str, backend: Backend = "zarr") -> Store:
     return IcechunkStore(url)
 
 
+def backend_at(url: str) -> Backend | None:
+    """Return which back-end keeps what is published or was begun at a path or URL; None where there is neither.
+
+    Of a plain store only what is published counts.
+    """
+    files = files_at(url)
+    if files.size(ROOT_DOCUMENT) is not None:
+        return "zarr"
+    return "icechunk" if next(files.names("snapshots/"), None) is not None else None
+
+
 def open_cube(place: str | Path, version: str | None = None) -> "xr.Dataset":
     """Open a chunk store or feature cube lazily, whichever back-end keeps it.
 
@@ -39,7 +51,5 @@ def open_cube(place: str | Path, version: str | None = None) -> "xr.Dataset":
     StoreError
         Nothing is published there, or no such version.
     """
-    store: Store = PlainStore(str(place))
-    if not store.versions() and next(files_at(store.url).names("snapshots/"), None) is not None:
-        store = store_at(store.url, "icechunk")
-    return store.open(version)
+    url = PlainStore(str(place)).url
+    return store_at(url, backend_at(url) or "zarr").open(version)

@@ -6,7 +6,6 @@ Repositories are opened from their address and the environment, in every process
 import fcntl
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from scattercube.pipeline.errors import StoreError
-from scattercube.pipeline.stores.buckets import pauses
+from scattercube.pipeline.stores.buckets import repeated
 from scattercube.pipeline.stores.files import files_at
 
 if TYPE_CHECKING:
@@ -113,18 +112,14 @@ def split(url: str, shards: Mapping[str, int]) -> "Repository":
 def patiently(method: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:
     """Let a method begin again where an answer of the object store breaks off: what can be repeated after any end."""
 
-    @wraps(method)
-    def repeated(*args: _Given.args, **named: _Given.kwargs) -> _Answer:
-        for pause_s in pauses():
-            try:
-                return method(*args, **named)
-            except StoreError as failure:
-                if not re.search(_BROKEN_OFF, str(failure)):
-                    raise
-            time.sleep(pause_s)
-        return method(*args, **named)
+    def passes(failure: Exception) -> bool:
+        return isinstance(failure, StoreError) and re.search(_BROKEN_OFF, str(failure)) is not None
 
-    return repeated
+    @wraps(method)
+    def patient(*args: _Given.args, **named: _Given.kwargs) -> _Answer:
+        return repeated(lambda: method(*args, **named), passes)
+
+    return patient
 
 
 def assure(change: Callable[[], Any], done: Callable[[], bool]) -> None:
