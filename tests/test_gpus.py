@@ -182,7 +182,7 @@ def test_the_cluster_files(devices, tmp_path, name):
     file = CLUSTERS / f"{name}.yaml"
     cluster = load_cluster(file)
     assert cluster.kind == "cuda"
-    assert cluster.threads == 3
+    assert cluster.threads == 8
     assert cluster.n_workers == (1 if name == "one-gpu" else 2)
     lines = [line.removeprefix("# ") for line in file.read_text().splitlines()]
     whole = tmp_path / file.name

@@ -9,6 +9,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs.blosc import Blosc
 from zarr.codecs import BloscCodec, ZstdCodec
 
 from scattercube.pipeline.stores.documents import array_in
@@ -66,6 +67,45 @@ def test_the_bytes_are_those_of_zarr(counts, chunk, beyond, dtype, sharded):
     for index, box in boxes(shape, shard if sharded else chunk):
         name = "/".join(map(str, ("a", "c", *index)))
         assert b"".join(coding.encode(values[box])) == files[name].to_bytes(), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), sharded=st.booleans(), n_axes=st.integers(1, 3))
+def test_any_box_of_what_zarr_wrote_is_read(data, dtype, sharded, n_axes):
+    chunk = tuple(data.draw(st.lists(st.integers(1, 4), min_size=n_axes, max_size=n_axes)))
+    shard = tuple(n * data.draw(st.integers(1, 3)) for n in chunk)
+    array, files, metadata = zarr_array(shard, shard if sharded else None, chunk, dtype)
+    values = some(shard, dtype)
+    with zarr.config.set({"array.write_empty_chunks": data.draw(st.booleans())}):
+        zarr.open_array(array.store, path="a", mode="r+")[...] = values
+    coding = Coding.of(metadata)
+    file = shard if sharded else chunk
+    for index, whole in boxes(shard, file):
+        if (content := files.get("/".join(map(str, ("a", "c", *index))))) is None:
+            continue  # of zeros only
+        starts = [data.draw(st.integers(0, n - 1)) for n in file]
+        box = tuple(slice(start, data.draw(st.integers(start + 1, n))) for start, n in zip(starts, file, strict=True))
+        out = np.empty([each.stop - each.start for each in box], coding.dtype)
+        coding.decode(content.to_bytes(), box, out)
+        np.testing.assert_array_equal(out, values[whole][box])
+        assert np.prod([len(each) for each in coding.touched(box)]) <= np.prod(coding.counts)
+
+
+@pytest.mark.parametrize("shard", [(8, 4), None])
+def test_what_is_damaged_is_not_decoded(shard):
+    _, _, metadata = zarr_array((8, 4), shard, (4, 4), "float32")
+    coding, values = Coding.of(metadata), some((8, 4), "float32")
+    content = b"".join(coding.encode(values[: coding.shape[0]]))
+    box, out = tuple(slice(0, n) for n in coding.shape), np.empty(coding.shape, coding.dtype)
+    for at, said in ((4, "says that it has"), (12, "says that it has")):  # bytes before and after compression
+        with pytest.raises(ValueError, match=said):
+            coding.decode(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :], box, out)
+    for damaged in (content[:10], content[:-20], b"") if shard is None else (content[:-1], content[:40], b""):
+        with pytest.raises(ValueError, match=r"cut off|says that it has|checksum"):
+            coding.decode(damaged, box, out)
+    if shard is not None:  # a part of the shard is gone, the index is whole
+        with pytest.raises(ValueError, match=r"behind its end|says that it has"):
+            coding.decode(content[-(16 * 2 + 4) :], box, out)
 
 
 def test_a_large_shard_has_the_bytes_of_zarr():
@@ -176,7 +216,8 @@ def decoded(coding, file, index):
         if offset == nbytes == 2**64 - 1:
             continue
         box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, coding.chunk, strict=True))
-        values[box] = coding._unpack(file[offset : offset + nbytes], coding.chunk)
+        unpacked = Blosc().decode(file[offset : offset + nbytes])
+        values[box] = np.frombuffer(unpacked, coding.dtype).reshape(coding.chunk)
     return values
 
 

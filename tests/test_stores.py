@@ -484,6 +484,20 @@ class TestFields:
         assert cube["status"].values.tolist() == [REMOVED, QUARANTINED, OK, QUARANTINED]
         assert list(make().verify()) == []
 
+    def test_any_window_is_read(self, make):
+        """Much of a shard and little of it, of one and of several, at the border: all of them the same numbers."""
+        store = make()
+        store.begin(template(2, self.GRID))
+        self.fill(store, self.GRID)
+        store.settle(2)
+        store.publish()
+        rng, store = np.random.default_rng(0), make()
+        for _ in range(40):
+            starts = [int(rng.integers(n)) for n in (2, 9, 7)]
+            window = [slice(a, int(rng.integers(a, n + 1))) for a, n in zip(starts, (2, 9, 7), strict=True)]
+            found = store.read("values", dict(zip(("sample", "y", "x"), window, strict=True)))
+            np.testing.assert_array_equal(found, self.values(slice(None))[tuple(window)])
+
 
 class TestModel:
     """Whatever is done in whatever order, and killed wherever: what is published is what the model has."""

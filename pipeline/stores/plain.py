@@ -40,6 +40,7 @@ from scattercube.pipeline.stores.contents import content_digest, digest_of, sett
 from scattercube.pipeline.stores.documents import ROOT_DOCUMENT, metadata_of, zarr_store
 from scattercube.pipeline.stores.files import explained, files_at
 from scattercube.pipeline.stores.protocol import IDENTITY, OK, REMOVED, SUPERSEDED, Version, Written
+from scattercube.pipeline.stores.regions import read_region
 from scattercube.pipeline.stores.states import VERSIONS, WAITING, State, apply, listed, load, other_separator, runs
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class PlainStore:
             box = state.box(name, wanted)
             if state.begun and name in state.arrays:
                 checks.refuse_unwritten(state, self._group, name, box[0])
-            values = np.asarray(state.array(name)[box])
+            values = read_region(state, self._group, name, box)
             if name == "status" and state.begun:
                 apply(values, box[0].start or 0, state.begun["marks"], 2)
         return values.astype(object) if values.dtype.kind in "TU" else values

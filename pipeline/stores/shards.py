@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from math import prod
 from typing import Any, Self
 
@@ -32,6 +33,7 @@ _NOWHERE = 2**64 - 1  # in an index: there is no such inner chunk
 _N_HELD = 2  # indexes that an extended shard leaves valid
 _FOOTER = struct.Struct("<8s16sII")  # a mark, the signature of the writer, how many indexes are kept, checksum of all
 _MARK = b"extended"
+_BLOSC_HEADER = struct.Struct("<4xI4xI")  # bytes before and after compression
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,12 @@ class Coding:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many inner chunks a shard has along each axis."""
-        assert self.chunk is not None
-        return tuple(n // c for n, c in zip(self.shape, self.chunk, strict=True))
+        """How many inner chunks a file has along each axis: one, where the array has no shards."""
+        return tuple(n // c for n, c in zip(self.shape, self.chunk or self.shape, strict=True))
+
+    def touched(self, box: tuple[slice, ...]) -> list[range]:
+        """Return which inner chunks a box of a file has something of, along each axis."""
+        return [range(b.start // n, -(-b.stop // n)) for b, n in zip(box, self.chunk or self.shape, strict=True)]
 
     def encode(self, values: np.ndarray) -> list[bytes]:
         """Encode one file: all of a shard or chunk, or what of it the array reaches."""
@@ -114,6 +119,38 @@ class Coding:
             at += len(packed)
             parts.append(packed)
         return [*parts, _with_checksum(index)]
+
+    def decode(self, content: bytes, box: tuple[slice, ...], out: np.ndarray) -> None:
+        """Read a box of one file, of which all bytes are given, into an array of that shape and this dtype.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            The bytes are damaged; what is in ``out`` is void.
+        """
+        chunk, whole = self.chunk or self.shape, memoryview(content)
+        index = None if self.chunk is None else self._index(content)
+        for place in product(*self.touched(box)):
+            begins = [i * n for i, n in zip(place, chunk, strict=True)]
+            parts = [
+                slice(max(b.start, begin), min(b.stop, begin + n))
+                for b, begin, n in zip(box, begins, chunk, strict=True)
+            ]
+            target = out[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(parts, box, strict=True))]
+            offset, nbytes = (0, len(content)) if index is None else index[place].tolist()
+            if offset == _NOWHERE:
+                target[...] = self.fill
+                continue
+            packed = whole[offset : offset + nbytes]
+            if len(packed) != nbytes:
+                raise ValueError("the index of the shard names bytes behind its end")
+            if target.shape == chunk and target.flags.c_contiguous:
+                _unpack_into(packed, target)
+            else:
+                inside = tuple(slice(p.start - begin, p.stop - begin) for p, begin in zip(parts, begins, strict=True))
+                unpacked = np.empty(chunk, self.dtype)
+                _unpack_into(packed, unpacked)
+                target[...] = unpacked[inside]
 
     def extended(self, old: bytes, first: int, values: np.ndarray, writer: str) -> bytes:
         """Put rows behind the first so many of a shard; raises ValueError where that is damaged.
@@ -177,8 +214,9 @@ class Coding:
             if kept:
                 assert index is not None
                 nbytes = slice(int(index[place][0]), int(index[place].sum()))
-                chunk = np.full(self.chunk, self.fill, self.dtype)
-                chunk[:kept] = self._unpack(old[nbytes], self.chunk)[:kept]
+                chunk = np.empty(self.chunk, self.dtype)
+                _unpack_into(memoryview(old)[nbytes], chunk)
+                chunk[kept:] = self.fill
                 chunk[(slice(kept, kept + len(new)), *map(slice, new.shape[1:]))] = new
                 new = chunk
             yield place, self._pack(new, self.chunk)
@@ -191,17 +229,10 @@ class Coding:
         packed: bytes = _BLOSC.encode(np.ascontiguousarray(values, self.dtype))
         return packed
 
-    def _unpack(self, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
-        return np.frombuffer(_BLOSC.decode(content), self.dtype).reshape(shape)
-
     def _ending(self, content: bytes) -> _Ending:
         """Read what stands behind the inner chunks; ``content`` is a shard, or its last bytes."""
-        nbytes = 16 * prod(self.counts)
-        content, crc = content[:-_CRC_NBYTES], content[-_CRC_NBYTES:]
-        content, encoded = content[:-nbytes], content[-nbytes:]
-        if len(encoded) != nbytes or google_crc32c.value(encoded) != int.from_bytes(crc, "little"):
-            raise ValueError("the index of the shard does not match its checksum")
-        index = self._read_index(encoded)
+        index, nbytes = self._index(content), 16 * prod(self.counts)
+        content = content[: -nbytes - _CRC_NBYTES]
         if len(content) < _FOOTER.size:
             return _Ending(index)
         content, footer = content[: -_FOOTER.size], content[-_FOOTER.size :]
@@ -212,8 +243,26 @@ class Coding:
         held = (self._read_index(kept[i * nbytes : (i + 1) * nbytes]) for i in range(n_held))
         return _Ending(index, tuple(held), writer)
 
+    def _index(self, content: bytes) -> np.ndarray:
+        """Read the index at the end of a shard, or of its last bytes."""
+        nbytes = 16 * prod(self.counts)
+        encoded, crc = content[-nbytes - _CRC_NBYTES : -_CRC_NBYTES], content[-_CRC_NBYTES:]
+        if len(encoded) != nbytes or google_crc32c.value(encoded) != int.from_bytes(crc, "little"):
+            raise ValueError("the index of the shard does not match its checksum")
+        return self._read_index(encoded)
+
     def _read_index(self, encoded: bytes) -> np.ndarray:
         return np.frombuffer(encoded, "<u8").reshape(*self.counts, 2)
+
+
+def _unpack_into(packed: memoryview, target: np.ndarray) -> None:
+    """Decode an inner chunk into an array of its size; its header is believed only where it says what must be."""
+    if len(packed) < _BLOSC_HEADER.size:
+        raise ValueError("a chunk is cut off")
+    n_unpacked, n_packed = _BLOSC_HEADER.unpack_from(packed)
+    if (n_unpacked, n_packed) != (target.nbytes, len(packed)):
+        raise ValueError(f"a chunk of {target.nbytes} bytes says that it has {n_unpacked}, in {n_packed} bytes")
+    _BLOSC.decode(packed, out=target)
 
 
 def _with_checksum(index: np.ndarray) -> bytes:

@@ -56,10 +56,16 @@ from tests.gpu.gauge import (
     timed,
     within,
 )
+from tests.gpu.tables import short, table, times, tiny
 
 KYMATIO = {"padding": "kymatio"}
+ADJOINT_LIMIT = 5e-5  # of the error of a gradient: y/|y| is steep where |y| is small
 REPLAY_LIMIT = 1e-6  # by which a replay may differ from a call
 N_KERNELS = 10
+ARCHIVES_S = 200.0  # after which archives are given up
+ABOUT_ARCHIVES = """One worker of Dask-CUDA, by `deploy/clusters/one-gpu.yaml`, and noise in the page cache: from the
+archive to the chunk store, and from that to the cube. Kernels alone: the same transform on arrays that are on the
+device already. Once begun: what is done after each thread has ended a key; filters and kernels are on the device then."""
 GIBI, MEBI = 2**30, 2**20
 
 
@@ -77,6 +83,8 @@ class Case:
         Whether making Kymatio's filters takes so long that it must be asked for.
     profiled
         Whether the most expensive kernels are listed.
+    adjoint
+        Whether the gradient of a weighted sum of the coefficients is measured too, all of what it takes counted.
     n_checked
         How many inputs are compared with double precision.
     """
@@ -85,6 +93,7 @@ class Case:
     peer: bool = True
     slow: bool = False
     profiled: bool = False
+    adjoint: bool = False
     n_checked: int = 1
 
     @property
@@ -105,16 +114,16 @@ VOLUME = Work("128³, J=2, L=3", "HarmonicScattering3D", {"J": 2, "shape": (128,
 JOINT = Work("16 × joint 2^14, J=8, Q=8", "TimeFrequencyScattering", {"J": 8, "J_fr": 3, "shape": 2**14, "Q": 8}, 16)
 CASES = (
     *(Case(work, slow=work.parameters["shape"] == (512, 512), n_checked=min(work.batch, 2)) for work in WORKS),
-    Case(SMALL_IMAGES, profiled=True, n_checked=2),
+    Case(SMALL_IMAGES, profiled=True, adjoint=True, n_checked=2),
     Case(SMALL_IMAGES, peer=False, n_checked=2),
-    Case(IMAGES, profiled=True),
+    Case(IMAGES, profiled=True, adjoint=True),
     Case(IMAGES, peer=False),
     Case(TILE, peer=False),
-    Case(SIGNALS, profiled=True),
-    Case(VOLUME),
+    Case(SIGNALS, profiled=True, adjoint=True),
+    Case(VOLUME, adjoint=True),
     Case(JOINT),
 )
-MOMENT = (*(Case(work, profiled=work is QUICK[0]) for work in QUICK), Case(QUICK[0], peer=False))
+MOMENT = (*(Case(work, profiled=work is QUICK[0], adjoint=True) for work in QUICK), Case(QUICK[0], peer=False))
 
 
 # --- Ceilings ---
@@ -235,9 +244,11 @@ class Row:
     case
         What was measured.
     times
-        Of ``ours``, ``ours, graph``, ``Kymatio`` and ``Kymatio, graph``.
+        Of ``ours``, ``ours, graph``, ``Kymatio`` and ``Kymatio, graph``; of ``our adjoint`` and ``Kymatio's adjoint``.
     error, worst
         Of ours against double precision: of all, of the worst path.
+    adjoint_error
+        Of our gradient against double precision.
     distance
         ‖ours − Kymatio's‖ / ‖Kymatio's‖, of one input.
     peak_nbytes, projected_nbytes, peer_nbytes
@@ -255,6 +266,7 @@ class Row:
     times: dict[str, Timing] = field(default_factory=dict)
     error: float = math.nan
     worst: float = math.nan
+    adjoint_error: float = math.nan
     distance: float = math.nan
     peak_nbytes: float = math.nan
     projected_nbytes: float = math.nan
@@ -275,7 +287,8 @@ class Row:
     @property
     def ok(self) -> bool:
         """Whether ours ran and is right."""
-        return "ours" in self.times and within(self.error, self.worst, "float32")
+        adjoint = not self.case.adjoint or self.adjoint_error <= ADJOINT_LIMIT
+        return "ours" in self.times and within(self.error, self.worst, "float32") and adjoint
 
     def floor_s(self, ceilings: Ceilings) -> float:
         return max(self.flops / ceilings.flop_rate, self.nbytes / ceilings.bandwidth)
@@ -292,15 +305,15 @@ def guarded(what: str, notes: list[str]) -> Iterator[None]:
         say(f"  {notes[-1]}")
 
 
-def measure_row(
-    row: Row, exact: Future[np.ndarray], written: Future[Path] | None, peer_wanted: bool, budget_s: float
-) -> None:
+def measure_row(row: Row, known: peers.Known, peer_wanted: bool, budget_s: float) -> None:
     """Measure ours, then Kymatio's, each on a device that holds nothing of the other's."""
-    first = measure_ours(row, exact, budget_s)
+    first = measure_ours(row, known.exact, budget_s)
+    if known.adjoint is not None:
+        measure_adjoint(row, known.adjoint, budget_s)
     with guarded("release", row.notes):
         release()
     if peer_wanted:
-        measure_peer(row, written, first, budget_s)
+        measure_peer(row, known.peer, first, budget_s)
         with guarded("release", row.notes):
             release()
     elif row.case.peer:
@@ -344,6 +357,18 @@ def measure_ours(row: Row, exact: Future[np.ndarray], budget_s: float) -> np.nda
     return first
 
 
+def measure_adjoint(row: Row, exact: Future[np.ndarray], budget_s: float) -> None:
+    """Check and time our gradient, from an input and weights of its coefficients."""
+    import cupy as cp
+
+    with guarded("our adjoint", row.notes):
+        S = row.case.work.make(**row.case.options)
+        x, g = cp.asarray(row.case.work.inputs()), cp.asarray(peers.weights(S, row.case.work.batch))
+        gradient = to_host(S.adjoint(x, g)[:1])
+        row.adjoint_error = errors(gradient[:, None], exact.result()[:, None])[0]
+        row.times["our adjoint"] = timed(lambda: S.adjoint(x, g), budget_s)
+
+
 def measure_peer(row: Row, written: Future[Path] | None, ours: np.ndarray | None, budget_s: float) -> None:
     """Time and weigh Kymatio's transform, or what stands in for it."""
     work = row.case.work
@@ -368,6 +393,11 @@ def measure_peer(row: Row, written: Future[Path] | None, ours: np.ndarray | None
         row.times["Kymatio"] = timed(lambda: peer(x), budget_s)
         with guarded("Kymatio's graph", row.notes):
             row.times["Kymatio, graph"] = peer_graph(peer, x, budget_s)
+        if row.case.adjoint:
+            with guarded("Kymatio's adjoint", row.notes), torch.enable_grad():
+                x.requires_grad_()
+                g = torch.randn_like(peer(x))
+                row.times["Kymatio's adjoint"] = timed(lambda: torch.autograd.grad(peer(x), x, g), budget_s)
 
 
 def peer_graph(peer: Callable[[Any], Any], x: Any, budget_s: float) -> Timing:
@@ -418,32 +448,6 @@ def hottest(call: Call, n_calls: int = 3) -> list[tuple[str, float, float]]:
 # --- Tables ---
 
 
-def cells(*values: object) -> str:
-    return f"| {' | '.join(str(value).replace('|', '¦') for value in values)} |"
-
-
-def table(head: tuple[str, ...], rows: list[tuple[object, ...]], n_words: int = 2) -> str:
-    """Lay out rows in Markdown; the first columns are words, the others numbers."""
-    rule = cells(*["---"] * n_words, *["--:"] * (len(head) - n_words))
-    return "\n".join([cells(*head), rule, *(cells(*row) for row in rows)])
-
-
-def short(value: float, unit: float = 1.0) -> str:
-    """Three figures of a value in its unit."""
-    value /= unit
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def times(value: float) -> str:
-    return "–" if not math.isfinite(value) else f"**{short(value)}×**"
-
-
-def tiny(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1e}"
-
-
 def speed_table(rows: list[Row]) -> str:
     names = ("ours", "ours, graph", "Kymatio", "Kymatio, graph")
     head = ("#", "work", "ours, ms", "ours, graph", "Kymatio", "Kymatio, graph", "Kymatio / ours", "graph / our better")
@@ -477,6 +481,25 @@ def error_table(rows: list[Row]) -> str:
                 "" if row.ok else "**failed**",
             )
             for row in rows
+        ],
+    )
+
+
+def adjoint_table(rows: list[Row]) -> str:
+    """Lay out the rows whose adjoint was asked for."""
+    head = ("#", "work", "ours, ms", "transform alone", "Kymatio, ms", "Kymatio / ours", "error")
+    return table(
+        head,
+        [
+            (
+                row.number,
+                row.case.title,
+                *(short(row.seconds(name), 1e-3) for name in ("our adjoint", "ours", "Kymatio's adjoint")),
+                times(row.seconds("Kymatio's adjoint") / row.seconds("our adjoint")),
+                tiny(row.adjoint_error),
+            )
+            for row in rows
+            if row.case.adjoint
         ],
     )
 
@@ -534,7 +557,24 @@ def machine() -> str:
     )
 
 
-def page(about: str, ceilings: Ceilings, rows: list[Row], sections: dict[str, float]) -> str:
+@dataclass
+class Archives:
+    """The table of `tests.gpu.archive`, or why there is none."""
+
+    text: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def measure(self) -> None:
+        """Run it, in a process of its own: it starts clusters."""
+        with guarded("archives", self.notes):
+            command = [sys.executable, "-m", "tests.gpu.archive"]
+            found = subprocess.run(command, capture_output=True, text=True, timeout=ARCHIVES_S)
+            if found.returncode:
+                raise RuntimeError(found.stderr.strip().splitlines()[-1])
+            self.text = found.stdout.strip()
+
+
+def page(about: str, ceilings: Ceilings, rows: list[Row], archives: Archives, sections: dict[str, float]) -> str:
     """Write the page: every table, with why something is missing beneath."""
     _, _, measured, weighed = __doc__.strip().split("\n\n")
     lines = ["# On a CUDA device", "", "Written by `python -m tests.gpu.measure --write`.", "", about, ""]
@@ -561,6 +601,13 @@ def page(about: str, ceilings: Ceilings, rows: list[Row], sections: dict[str, fl
         f"Up to {LIMITS['float32'][0]:g} and {LIMITS['float32'][1]:g} pass. Kymatio's own rounding is in the distance "
         "from it.",
         "",
+        "## Adjoints",
+        "",
+        "The gradient of a weighted sum of the coefficients with respect to the input: the transform is computed again "
+        "on the way,\nas Kymatio's is, which torch differentiates (eager). Errors are of the first input's gradient.",
+        "",
+        adjoint_table(rows),
+        "",
         "## Memory and roofline",
         "",
         cost_table(rows, ceilings),
@@ -572,6 +619,8 @@ def page(about: str, ceilings: Ceilings, rows: list[Row], sections: dict[str, fl
     for row in rows:
         if row.kernels:
             lines += [f"## Where the time goes: {row.case.title}", "", kernel_table(row), ""]
+    if archives.text or archives.notes:
+        lines += ["## Archive to cube", "", ABOUT_ARCHIVES, "", archives.text, *(f"- {n}" for n in archives.notes), ""]
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in sections.items())
     lines += ["## How long this took", "", f"{spent}; {sum(sections.values()):.0f} s in all."]
     return "\n".join(lines) + "\n"
@@ -603,17 +652,23 @@ def run(options: argparse.Namespace) -> int:
     budget_s = 0.05 if options.quick else 0.4
     sections: dict[str, float] = {}
     rows: list[Row] = []
-    ceilings, start = Ceilings(), time.perf_counter()
+    ceilings, archives, start = Ceilings(), Archives(), time.perf_counter()
 
     def write() -> str:
-        text = page(about, ceilings, rows, sections)
+        text = page(about, ceilings, rows, archives, sections)
         if options.write:
             options.write.write_text(text, encoding="utf-8")
         return text
 
     with tempfile.TemporaryDirectory() as folder:
         works = [
-            (case.work, case.options, case.n_checked, wanted and case.work.transform != "TimeFrequencyScattering")
+            peers.Wanted(
+                case.work,
+                case.options,
+                case.n_checked,
+                adjoint=case.adjoint,
+                peer=wanted and case.work.transform != "TimeFrequencyScattering",
+            )
             for (_, case), wanted in zip(chosen, with_peer, strict=True)
         ]
         n_processes = max(1, min(len(chosen), (os.cpu_count() or 2) - 1))
@@ -626,17 +681,21 @@ def run(options: argparse.Namespace) -> int:
             ceilings.measure(small=options.quick)
         for name, value, unit in ceilings.rows:
             say(f"  {name}: {short(value)} {unit}")
-        for (number, case), (exact, written), wanted in zip(chosen, prepared, with_peer, strict=True):
+        for (number, case), known, wanted in zip(chosen, prepared, with_peer, strict=True):
             row = Row(number, case)
             rows.append(row)
             with section(f"row {number}", sections):
                 if time.perf_counter() - start > options.limit_s:
                     row.notes.append(f"not measured: {options.limit_s:g} s were over")
                 else:
-                    measure_row(row, exact, written, wanted, budget_s)
+                    measure_row(row, known, wanted, budget_s)
             say(speed_table([row]).splitlines()[-1])
             say(error_table([row]).splitlines()[-1])
             write()
+    if options.rows is None and not options.quick:
+        release()
+        with section("archives", sections):
+            archives.measure()
     say("")
     say(write())
     failed = [row.case.title for row in rows if not row.ok]

@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,25 @@ def exact(work: Work, options: dict[str, Any], n_inputs: int) -> np.ndarray:
     x = work.inputs()[:n_inputs].astype(np.float64)
     result: np.ndarray = work.make(**options, dtype="float64")(x)
     return result
+
+
+def exact_adjoint(work: Work, options: dict[str, Any]) -> np.ndarray:
+    """Return the gradient of the first input, with its `weights`, by NumPy in double precision."""
+    S = work.make(**options, dtype="float64")
+    result: np.ndarray = S.adjoint(work.inputs()[:1].astype(np.float64), weights(S, 1).astype(np.float64))
+    return result
+
+
+def weights(S: Any, batch: int) -> np.ndarray:
+    """Return weights of coefficients, always the same: (batch, *output shape), float32.
+
+    Integrals of powers below one have none: where a modulus is small the derivative of its root is large, and the
+    gradient of 128³ values of noise would be off by 2 % in single precision, NumPy's too.
+    """
+    found = np.random.default_rng(1).standard_normal((batch, *S.output_shape), np.float32)
+    if "power" in S.paths.columns:
+        found[:, S.paths.columns["power"] < 1] = 0
+    return found
 
 
 def write_peer(work: Work, file: Path) -> Path:
@@ -88,16 +108,41 @@ def as_ours(work: Work, S: Any, values: np.ndarray) -> tuple[np.ndarray, slice]:
     return values, slice(None)
 
 
-def prepare(
-    pool: ProcessPoolExecutor, works: Sequence[tuple[Work, dict[str, Any], int, bool]], folder: Path
-) -> list[tuple[Future[np.ndarray], Future[Path] | None]]:
-    """Have the results of `exact` made, and where asked for the peers, the longest first."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be made for a work: `exact` of so many inputs, `exact_adjoint`, and the peer."""
+
+    work: Work
+    options: dict[str, Any]
+    n_inputs: int
+    adjoint: bool
+    peer: bool
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is made for a work; None of what was not wanted."""
+
+    exact: Future[np.ndarray]
+    adjoint: Future[np.ndarray] | None
+    peer: Future[Path] | None
+
+
+def prepare(pool: ProcessPoolExecutor, all_wanted: Sequence[Wanted], folder: Path) -> list[Known]:
+    """Have all made, peers first, of which the longest."""
     peers = {
-        i: pool.submit(write_peer, work, folder / f"{i}.pickle")
-        for i, (work, *_, wanted) in sorted(enumerate(works), key=lambda one: -_size(one[1][0]))
-        if wanted
+        i: pool.submit(write_peer, wanted.work, folder / f"{i}.pickle")
+        for i, wanted in sorted(enumerate(all_wanted), key=lambda one: -_size(one[1].work))
+        if wanted.peer
     }
-    return [(pool.submit(exact, *work[:3]), peers.get(i)) for i, work in enumerate(works)]
+    return [
+        Known(
+            pool.submit(exact, wanted.work, wanted.options, wanted.n_inputs),
+            pool.submit(exact_adjoint, wanted.work, wanted.options) if wanted.adjoint else None,
+            peers.get(i),
+        )
+        for i, wanted in enumerate(all_wanted)
+    ]
 
 
 def _size(work: Work) -> int:

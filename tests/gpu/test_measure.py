@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from scattercube.flows.bench import QUICK
+from scattercube.pipeline.stage import StepEvent
 from tests.benchmarks.where_time_goes import transforms
-from tests.gpu import Checkout, measure, peers
+from tests.gpu import Checkout, archive, measure, peers
 from tests.gpu.gauge import Timing, errors, within
 from tests.gpu.measure import CASES, Case, Ceilings, Row
 
@@ -61,14 +62,43 @@ def test_a_row_of_failures_is_a_row():
     row = Row(3, CASES[0])
     with measure.guarded("ours", row.notes):
         raise RuntimeError("out of memory\nand more")
-    page = measure.page("A machine.", Ceilings(), [row], {"row 3": 1.0})
+    page = measure.page("A machine.", Ceilings(), [row], measure.Archives(notes=["archives: none"]), {"row 3": 1.0})
     assert "- 256 × 32², J=2, ours: RuntimeError: out of memory\n" in page
     assert "**failed**" in page
+    assert "\n- archives: none\n" in page
     assert "and more" not in page
     for line in (measure.speed_table([row]), measure.error_table([row]), measure.cost_table([row], Ceilings())):
         head, _, body = line.splitlines()
         assert head.count("|") == body.count("|")
         assert "nan" not in body
+
+
+def test_a_gradient_that_is_wrong_or_missing_fails_its_row():
+    right = Row(0, Case(QUICK[0], adjoint=True), times={"ours": Timing(1, 1)}, error=0, worst=0, adjoint_error=1e-6)
+    assert right.ok
+    assert "1.0e-06" in measure.adjoint_table([right, Row(1, Case(QUICK[0]))])
+    assert measure.adjoint_table([right, Row(1, Case(QUICK[0]))]).count("\n") == 2
+    for wrong in (1e-3, math.nan):
+        right.adjoint_error = wrong
+        assert not right.ok
+
+
+@pytest.mark.parametrize("number", range(len(archive.WORKS)))
+def test_archives_go_to_their_cubes_on_processors_too(number, tmp_path, monkeypatch, capsys):
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("{kind: local, workers: 1, threads: 2, memory: 2GiB}")
+    arguments = ["--cluster", str(cluster), "--part", "512", "--rows", str(number), "--folder", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["archive", *arguments])
+    assert archive.main() == 0
+    head, _, row = capsys.readouterr().out.strip().splitlines()
+    assert head.count("|") == row.count("|")
+    assert list(archive.WORKS)[number] in row
+
+
+def test_the_steady_state_begins_when_every_thread_has_ended_a_key():
+    events = [StepEvent(str(i), "", 0, 1, 0, 0, 0, 1, started=[0, 0, 5, 6][i]) for i in range(4)]
+    assert archive.steady(events, 2, kernels_s=2) == pytest.approx(2 * 2 / 4 / 6)
+    assert math.isnan(archive.steady(events, 4, kernels_s=2))
 
 
 def test_every_work_has_nominal_flops():
