@@ -65,7 +65,7 @@ N_KERNELS = 10
 ARCHIVES_S = 200.0  # after which archives are given up
 ABOUT_ARCHIVES = """One worker of Dask-CUDA, by `deploy/clusters/one-gpu.yaml`, and noise in the page cache: from the
 archive to the chunk store, and from that to the cube. Kernels alone: the same transform on arrays that are on the
-device already. Once begun: what is done after each thread has ended a key; filters and kernels are on the device then."""
+device already. Once begun: what is done after each thread has ended a key, with filters and kernels on the device."""
 GIBI, MEBI = 2**30, 2**20
 
 
