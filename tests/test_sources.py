@@ -1,5 +1,6 @@
 """Readers: one contract for all of them, every source of labels and splits, and what hostile or damaged input does."""
 
+import gc
 import gzip
 import io
 import os
@@ -978,3 +979,15 @@ def test_mnist_against_its_bytes(real: Path) -> None:
         assert [int(label) for label in listing.columns["label"][mine]] == list(labels)
         found = samples(made, {name: values[mine] for name, values in listing.columns.items()}, real)
         assert np.stack(found).tobytes() == pixels
+
+
+def test_a_zip_is_closed_when_nobody_reads_it_any_more(tmp_path):
+    container = containers._Zip(write_zip(tmp_path / "a.zip", members(3)))
+    opened, stream = container._zip, container.open(container.names[0])
+    assert opened.fp is not None
+    container.itself = container  # type: ignore[attr-defined]  # as an error's traceback makes it
+    del container
+    gc.collect()
+    assert opened.fp is None
+    assert stream.read(), "who has a member open goes on reading it"
+    stream.close()

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from stat import S_IFMT, S_IFREG, S_ISREG
 from typing import Any, BinaryIO, cast
+from weakref import finalize
 
 import numpy as np
 
@@ -258,6 +259,7 @@ class _Zip:
         self.skipped: Skipped = defaultdict(list)
         self.root = self._path = path
         self._zip = zipfile.ZipFile(_source(path))  # its streams may be read from several threads
+        finalize(self, self._zip.close)  # also in a cycle, of which the garbage collector might take the file first
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in self._zip.infolist():
             name = printable(member.filename.removeprefix("./"))
