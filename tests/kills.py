@@ -90,8 +90,13 @@ def repository(store: Path) -> Any:
 def journal(store: Path) -> bytes:
     """What a store's journals have, a line a key, in order; of a repository, what its commits have."""
     if (repo := repository(store)) is not None:
-        branch = "run" if "run" in repo.list_branches() else "main"
-        commits = [json.loads(commit.metadata.get("events", "[]")) for commit in repo.ancestry(branch=branch)]
+        import icechunk
+
+        try:
+            ancestry = list(repo.ancestry(branch="run"))
+        except icechunk.IcechunkError:  # no run is on its way, or it has just published: that removes the branch
+            ancestry = list(repo.ancestry(branch="main"))
+        commits = [json.loads(commit.metadata.get("events", "[]")) for commit in ancestry]
         return b"".join(json.dumps(event).encode() + b"\n" for events in commits[::-1] for event in events)
     files = sorted(store.with_name(store.name + ".run").glob("journal*"))
     content = b"".join(file.read_bytes() for file in files if file.is_file())
