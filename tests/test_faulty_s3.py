@@ -151,6 +151,15 @@ def test_faults_at_random_leave_the_store_of_an_undisturbed_run(proxy, bucket, b
     assert wrong(proxy, f"{bucket}/cube", backend) == []
 
 
+@pytest.mark.parametrize("part", ["snapshots", "manifests", "chunks", "transactions"])
+def test_what_breaks_off_is_not_taken_for_absent(proxy, bucket, part):
+    pytest.importorskip("icechunk", reason="Icechunk is an extra")
+    proxy.meet(Rule("short", "GET", f"cube/{part}/", every=2, count=None))
+    write_some(f"{bucket}/cube", "icechunk")
+    assert proxy.faults["short"] >= {"snapshots": 2}.get(part, 0)
+    assert wrong(proxy, f"{bucket}/cube", "icechunk") == []
+
+
 AGAIN = r"out of reach, also after 4 retries; try again later: "
 LASTING = [
     ("gone", 1, AGAIN),

@@ -29,7 +29,9 @@ _ANEW = "choose another --store, or remove this one to make it anew"
 _RESUME = "and run the same command again, it resumes"
 _ACCESS = f"set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION to what may write there, {_RESUME}"
 # An answer has, and the library does not ask again; the last is what a commit says of it.
-_BROKEN_OFF = "streaming error|I/O error: |failed to create manifest from chunk stream"
+_BROKEN_OFF = "streaming error|I/O error: |failed to create manifest from chunk stream|no whole answer"
+# On an object store the library says so too where the answer broke off that it wanted to look into.
+_NOT_THERE = "No (array|group) found in store"
 _REMEDIES = {  # what the system, the object store or the library says, and what helps; the first that fits
     r"os error (28|122)\b": f"the disk is full, or the quota used up: free some space {_RESUME}",
     r"os error (1|13)\b": "choose a --store that you may write to",
@@ -194,6 +196,8 @@ def explain(url: str, action: str, failure: BaseException) -> StoreError:
     said = chain[0] if chain else next((line for line in text.splitlines() if line.strip()), type(failure).__name__)
     if chain and chain[-1] not in said:
         said = f"{said}: {chain[-1]}"
+    if "://" in url and re.search(_NOT_THERE, said):
+        text = said = "no whole answer says what is there"
     number = getattr(failure, "errno", None) or next(map(int, re.findall(r"os error (\d+)", text)), None)
     clue = f"{text} os error {number} "
     remedy = next(
