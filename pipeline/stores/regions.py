@@ -5,12 +5,12 @@ is read as a whole, and its inner chunks are decoded in the thread that asks, to
 fast, and so often more as there are threads. Where little of a shard is wanted, Zarr reads that.
 """
 
-from itertools import product
 from math import prod
 
 import numpy as np
 
 from scattercube.pipeline.stores.files import Files
+from scattercube.pipeline.stores.shards import cut
 from scattercube.pipeline.stores.states import State
 
 MOST = 1 / 4  # of the inner chunks of a shard: where so many are wanted its file is read as a whole
@@ -23,20 +23,11 @@ def read_region(state: State, group: Files, name: str, box: tuple[slice, ...]) -
         return np.asarray(state.array(name)[box])
     coding = state.coding(name)
     values = np.empty(size, coding.dtype)
-    touched = (range(each.start // n, -(-each.stop // n)) for each, n in zip(box, coding.shape, strict=True))
-    for index in product(*touched):
-        begins = [i * n for i, n in zip(index, coding.shape, strict=True)]
-        parts = [
-            slice(max(each.start, begin), min(each.stop, begin + n))
-            for each, begin, n in zip(box, begins, coding.shape, strict=True)
-        ]
-        inside, there = (
-            tuple(slice(part.start - start, part.stop - start) for part, start in zip(parts, starts, strict=True))
-            for starts in (begins, [each.start for each in box])
-        )
+    for index, inside, there in cut(box, coding.shape):
         wanted = prod(map(len, coding.touched(inside))) >= MOST * prod(coding.counts)
         if wanted and (content := group.read(state.file(name, index))) is not None:
             coding.decode(content, inside, values[there])
         else:
-            values[there] = np.asarray(state.array(name)[tuple(parts)])
+            part = tuple(slice(b.start + t.start, b.start + t.stop) for b, t in zip(box, there, strict=True))
+            values[there] = np.asarray(state.array(name)[part])
     return values

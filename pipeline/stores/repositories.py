@@ -28,7 +28,7 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _ANEW = "choose another --store, or remove this one to make it anew"
 _RESUME = "and run the same command again, it resumes"
 _ACCESS = f"set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION to what may write there, {_RESUME}"
-# An answer has, and the library does not ask again; the last is what a commit says of it.
+# An answer has, and the library does not ask again; the third is what a commit says of it, the last is ours.
 _BROKEN_OFF = "streaming error|I/O error: |failed to create manifest from chunk stream|no whole answer"
 # On an object store the library says so too where the answer broke off that it wanted to look into.
 _NOT_THERE = "No (array|group) found in store"

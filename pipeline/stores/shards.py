@@ -107,7 +107,7 @@ class Coding:
 
     def touched(self, box: tuple[slice, ...]) -> list[range]:
         """Return which inner chunks a box of a file has something of, along each axis."""
-        return [range(b.start // n, -(-b.stop // n)) for b, n in zip(box, self.chunk or self.shape, strict=True)]
+        return [_cells(along, n) for along, n in zip(box, self.chunk or self.shape, strict=True)]
 
     def encode(self, values: np.ndarray) -> list[bytes]:
         """Encode one file: all of a shard or chunk, or what of it the array reaches."""
@@ -130,13 +130,8 @@ class Coding:
         """
         chunk, whole = self.chunk or self.shape, memoryview(content)
         index = None if self.chunk is None else self._index(content)
-        for place in product(*self.touched(box)):
-            begins = [i * n for i, n in zip(place, chunk, strict=True)]
-            parts = [
-                slice(max(b.start, begin), min(b.stop, begin + n))
-                for b, begin, n in zip(box, begins, chunk, strict=True)
-            ]
-            target = out[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(parts, box, strict=True))]
+        for place, inside, there in cut(box, chunk):
+            target = out[there]
             offset, nbytes = (0, len(content)) if index is None else index[place].tolist()
             if offset == _NOWHERE:
                 target[...] = self.fill
@@ -147,7 +142,6 @@ class Coding:
             if target.shape == chunk and target.flags.c_contiguous:
                 _unpack_into(packed, target)
             else:
-                inside = tuple(slice(p.start - begin, p.stop - begin) for p, begin in zip(parts, begins, strict=True))
                 unpacked = np.empty(chunk, self.dtype)
                 _unpack_into(packed, unpacked)
                 target[...] = unpacked[inside]
@@ -253,6 +247,27 @@ class Coding:
 
     def _read_index(self, encoded: bytes) -> np.ndarray:
         return np.frombuffer(encoded, "<u8").reshape(*self.counts, 2)
+
+
+def cut(
+    box: tuple[slice, ...], cell: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
+    """Cut a box by a grid of cells of one shape; yield of each its number along each axis, and what the box has of it.
+
+    That is said twice: from where the cell begins, and from where the box does.
+    """
+    axes = []
+    for along, n in zip(box, cell, strict=True):
+        bounds = [(i, max(along.start, i * n), min(along.stop, i * n + n)) for i in _cells(along, n)]
+        axes.append([(i, slice(a - i * n, b - i * n), slice(a - along.start, b - along.start)) for i, a, b in bounds])
+    for place in product(*axes):
+        index, inside, there = zip(*place, strict=True)
+        yield index, inside, there
+
+
+def _cells(along: slice, n: int) -> range:
+    """Return which cells of length ``n`` a part of an axis has something of."""
+    return range(along.start // n, -(-along.stop // n))
 
 
 def _unpack_into(packed: memoryview, target: np.ndarray) -> None:

@@ -34,13 +34,12 @@ from tests.gpu.tables import short, table
 
 PARTS = ("read", "compute", "write")
 RATE = 1 << 15  # Hz, of the recordings
-SIDES = {"images of 32², J=2": (32, 1 << 16), "images of 256², J=4": (256, 1 << 12)}
+Archive = Callable[[Path, int], tuple[Path, tuple[str, ...]]]
+"""Writes a part of an archive into a folder; returns what to run, and what to set."""
 
 
-def images(title: str) -> Callable[[Path, int], tuple[Path, tuple[str, ...]]]:
-    """Return what writes an archive of grey images of bytes, a part of it, and says what to set."""
-    side, n = SIDES[title]
-    J = int(title[-1])
+def images(side: int, J: int, n: int) -> Archive:
+    """Return what writes grey images of bytes."""
 
     def write(folder: Path, part: int) -> tuple[Path, tuple[str, ...]]:
         file = folder / "images.npy"
@@ -50,9 +49,8 @@ def images(title: str) -> Callable[[Path, int], tuple[Path, tuple[str, ...]]]:
     return write
 
 
-def recordings(n_files: int, T: str | None) -> Callable[[Path, int], tuple[Path, tuple[str, ...]]]:
+def recordings(n_files: int, **spec: Any) -> Archive:
     """Return what writes WAV files of one channel, 128 s each, and the entry that cuts them into 2^16 values."""
-    spec = {"transform": "scattering1d", "J": 8, "Q": 8} | ({} if T is None else {"T": T})
 
     def write(folder: Path, part: int) -> tuple[Path, tuple[str, ...]]:
         rng = np.random.default_rng(0)
@@ -70,7 +68,7 @@ def recordings(n_files: int, T: str | None) -> Callable[[Path, int], tuple[Path,
             "reader": "audio",
             "location": str(folder),
             "sample": {"segments": {"seconds": (1 << 16) / RATE}},
-            "spec": spec,
+            "spec": {"transform": "scattering1d", "J": 8, "Q": 8, **spec},
         }
         file = folder / "recordings.yaml"
         file.write_text(yaml.safe_dump(entry), encoding="utf-8")
@@ -79,10 +77,11 @@ def recordings(n_files: int, T: str | None) -> Callable[[Path, int], tuple[Path,
     return write
 
 
-WORKS: dict[str, Callable[[Path, int], tuple[Path, tuple[str, ...]]]] = {
-    **{title: images(title) for title in SIDES},
-    "signals of 2^16, J=8, Q=8": recordings(64, None),
-    "signals of 2^16, J=8, Q=8, T global": recordings(256, "global"),
+WORKS: dict[str, Archive] = {
+    "images of 32², J=2": images(32, 2, 1 << 16),
+    "images of 256², J=4": images(256, 4, 1 << 12),
+    "signals of 2^16, J=8, Q=8": recordings(64),
+    "signals of 2^16, J=8, Q=8, T global": recordings(256, T="global"),
 }
 
 
@@ -156,34 +155,31 @@ def kernels_s(prepared: Prepared) -> float:
 
 def spent(archive: Path, settings: tuple[str, ...], clusters: Sequence[Path], folder: Path) -> Iterator[Spent]:
     """Run an archive to its chunk store, and that to a cube with each cluster."""
-    ingest_s = math.nan
+    job = Job(entry=str(archive), store=str(folder), cluster=str(clusters[0]), set=settings, until="ingest")
+    ingest_s, _ = _stage(job, prepare(job), "ingest")
     for cluster in clusters:
-        job = Job(entry=str(archive), store=str(folder), cluster=str(cluster), set=settings, until="ingest")
-        if math.isnan(ingest_s):
-            ingest_s, _ = _stage(job, "ingest")
-        job = job.model_copy(update={"until": "extract"})
-        kernels = kernels_s(prepare(job))
-        seconds, events = _stage(job, "extract")
+        job = job.model_copy(update={"until": "extract", "cluster": str(cluster)})
+        prepared = prepare(job)
+        alone_s = kernels_s(prepared)
+        extract_s, events = _stage(job, prepared, "extract")
         yield Spent(
             n_samples=sum(event.n_samples for event in events),
             n_keys=len(events),
             nbytes_in=sum(event.nbytes_in for event in events),
             nbytes_out=sum(event.nbytes_out for event in events),
             ingest_s=ingest_s,
-            extract_s=seconds,
-            steady=steady(events, load_cluster(cluster).threads, kernels),
-            parts_s=tuple(
-                sum(getattr(event, f"{part}_s") for event in events) for part in ("read", "compute", "write")
-            ),
-            kernels_s=kernels,
+            extract_s=extract_s,
+            steady=steady(events, prepared.cluster.threads, alone_s),
+            parts_s=tuple(sum(getattr(event, f"{part}_s") for event in events) for part in PARTS),
+            kernels_s=alone_s,
         )
-        shutil.rmtree(prepare(job).places.cube)
+        shutil.rmtree(prepared.places.cube)
 
 
-def _stage(job: Job, name: str) -> tuple[float, list[StepEvent]]:
+def _stage(job: Job, prepared: Prepared, name: str) -> tuple[float, list[StepEvent]]:
     """Run a job; return the seconds from the first key of a stage to its last one, and the keys."""
     steps = Steps()
-    outcome = run(job, observer=steps)
+    outcome = run(job, observer=steps, prepared=prepared)
     events = [event for event in steps.events if event.stage == name]
     if outcome.n_bad or not events:
         raise RuntimeError(f"{outcome.n_bad} samples are quarantined, {len(events)} keys are done")

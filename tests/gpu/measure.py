@@ -448,82 +448,67 @@ def hottest(call: Call, n_calls: int = 3) -> list[tuple[str, float, float]]:
 # --- Tables ---
 
 
+def row_table(head: tuple[str, ...], rows: list[Row], columns: Callable[[Row], tuple[object, ...]]) -> str:
+    """Lay out the number and the work of each row, and what else a table says of it."""
+    return table(("#", "work", *head), [(row.number, row.case.title, *columns(row)) for row in rows])
+
+
 def speed_table(rows: list[Row]) -> str:
     names = ("ours", "ours, graph", "Kymatio", "Kymatio, graph")
-    head = ("#", "work", "ours, ms", "ours, graph", "Kymatio", "Kymatio, graph", "Kymatio / ours", "graph / our better")
-    return table(
-        head,
-        [
-            (
-                row.number,
-                row.case.title,
-                *(short(row.seconds(name), 1e-3) for name in names),
-                times(row.seconds("Kymatio") / row.seconds("ours")),
-                times(row.seconds("Kymatio, graph") / row.best_s),
-            )
-            for row in rows
-        ],
+    return row_table(
+        ("ours, ms", *names[1:], "Kymatio / ours", "graph / our better"),
+        rows,
+        lambda row: (
+            *(short(row.seconds(name), 1e-3) for name in names),
+            times(row.seconds("Kymatio") / row.seconds("ours")),
+            times(row.seconds("Kymatio, graph") / row.best_s),
+        ),
     )
 
 
 def error_table(rows: list[Row]) -> str:
-    head = ("#", "work", "error", "worst path", "inputs", "from Kymatio", "")
-    return table(
-        head,
-        [
-            (
-                row.number,
-                row.case.title,
-                tiny(row.error),
-                tiny(row.worst),
-                row.case.n_checked,
-                tiny(row.distance),
-                "" if row.ok else "**failed**",
-            )
-            for row in rows
-        ],
+    return row_table(
+        ("error", "worst path", "inputs", "from Kymatio", ""),
+        rows,
+        lambda row: (
+            tiny(row.error),
+            tiny(row.worst),
+            row.case.n_checked,
+            tiny(row.distance),
+            "" if row.ok else "**failed**",
+        ),
     )
 
 
 def adjoint_table(rows: list[Row]) -> str:
     """Lay out the rows whose adjoint was asked for."""
-    head = ("#", "work", "ours, ms", "transform alone", "Kymatio, ms", "Kymatio / ours", "error")
-    return table(
-        head,
-        [
-            (
-                row.number,
-                row.case.title,
-                *(short(row.seconds(name), 1e-3) for name in ("our adjoint", "ours", "Kymatio's adjoint")),
-                times(row.seconds("Kymatio's adjoint") / row.seconds("our adjoint")),
-                tiny(row.adjoint_error),
-            )
-            for row in rows
-            if row.case.adjoint
-        ],
+    return row_table(
+        ("ours, ms", "transform alone", "Kymatio, ms", "Kymatio / ours", "error"),
+        [row for row in rows if row.case.adjoint],
+        lambda row: (
+            *(short(row.seconds(name), 1e-3) for name in ("our adjoint", "ours", "Kymatio's adjoint")),
+            times(row.seconds("Kymatio's adjoint") / row.seconds("our adjoint")),
+            tiny(row.adjoint_error),
+        ),
     )
 
 
 def cost_table(rows: list[Row], ceilings: Ceilings) -> str:
-    head = ("#", "work", "peak MiB", "`nbytes`", "ratio", "Kymatio's", "GFLOP", "in + out MiB", "floor ms", "roofline")
-    body: list[tuple[object, ...]] = []
-    for row in rows:
+    def columns(row: Row) -> tuple[object, ...]:
         floor_s = row.floor_s(ceilings)
         fraction = floor_s / row.best_s
-        body.append(
-            (
-                row.number,
-                row.case.title,
-                *(short(nbytes, MEBI) for nbytes in (row.peak_nbytes, row.projected_nbytes)),
-                short(row.peak_nbytes / row.projected_nbytes),
-                short(row.peer_nbytes, MEBI),
-                short(row.flops, 1e9),
-                short(row.nbytes, MEBI),
-                short(floor_s, 1e-3),
-                "–" if math.isnan(fraction) else f"{fraction:.0%}",
-            )
+        return (
+            *(short(nbytes, MEBI) for nbytes in (row.peak_nbytes, row.projected_nbytes)),
+            short(row.peak_nbytes / row.projected_nbytes),
+            short(row.peer_nbytes, MEBI),
+            short(row.flops, 1e9),
+            short(row.nbytes, MEBI),
+            short(floor_s, 1e-3),
+            "–" if math.isnan(fraction) else f"{fraction:.0%}",
         )
-    return table(head, body)
+
+    head = ("peak MiB", "`nbytes`", "ratio", "Kymatio's", "GFLOP", "in + out MiB", "floor ms", "roofline")
+    return row_table(head, rows, columns)
 
 
 def kernel_table(row: Row) -> str:
